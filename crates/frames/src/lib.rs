@@ -1,0 +1,3 @@
+//! The frame table.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The KVM ABI as types.
+#![no_std]
+#![forbid(unsafe_code)]

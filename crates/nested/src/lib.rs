@@ -1,0 +1,3 @@
+//! Tables and registers a guest hypervisor owns.
+#![no_std]
+#![forbid(unsafe_code)]

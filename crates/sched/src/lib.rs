@@ -1,0 +1,3 @@
+//! Threads, run queues, deadlines.
+#![no_std]
+#![forbid(unsafe_code)]

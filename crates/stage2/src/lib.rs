@@ -1,0 +1,3 @@
+//! Translation tables umbra owns.
+#![no_std]
+#![forbid(unsafe_code)]

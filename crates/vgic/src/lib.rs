@@ -1,0 +1,3 @@
+//! A virtual GICv3.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Guest payloads.
+#![cfg_attr(target_os = "none", no_std)]

@@ -1,0 +1,292 @@
+//! Between the interrupts and the list registers: what to load before the guest runs, what came of it afterwards.
+//!
+//! When there are more interrupts than registers, the most urgent *active* one keeps a register (its EOI then needs no exit), the
+//! most urgent *pending* ones get the others, and active ones what is left. So there is always a pending interrupt among
+//! the registers when one waits outside, and all outside are no more urgent than those inside:
+//!
+//! - pending outside: NPIE, a maintenance interrupt once the guest has taken all that were loaded;
+//! - active outside: LRENPIE, a maintenance interrupt when the guest ends one that is in no register. With EOImode = 0 the
+//!   n-th such EOI is for the n-th most urgent of them, as EOIs nest. With EOImode = 1 any may be meant, so ICC_DIR_EL1 traps.
+
+use crate::FIRST_SPI;
+use crate::cpuif::{HcrBits, Vmcr};
+use crate::lr::{LrFile, MAX_LRS};
+use crate::mmio::Refusal;
+use crate::vcpus::{Kicks, VcpuSet};
+use crate::vgic::Vgic;
+
+/// PPIs with a physical link, by bit of their INTID. Before the guest runs, the kernel gives each physical interrupt of
+/// `linked` the active state that `active` says: an active one does not fire while the guest has it in hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkedPpis {
+    /// Those with a link.
+    pub linked: u32,
+    /// Those whose physical interrupt is to be active: the guest's is pending by its line, or active.
+    pub active: u32,
+}
+
+/// What [`Vgic::flush`] decided besides the list registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flushed {
+    /// For ICH_HCR_EL2, which the kernel ORs with its own bits. EOIcount is zero: write it so.
+    pub hcr: HcrBits,
+    /// Physical interrupts to make active or inactive.
+    pub linked: LinkedPpis,
+    /// Other vCPUs that must trap ICC_DIR_EL1 from now on.
+    pub kicks: Kicks,
+}
+
+/// The most urgent interrupts of one kind, most urgent first; equal priorities by INTID.
+struct Urgent {
+    best: [(u8, u32); MAX_LRS],
+    kept: usize,
+    seen: usize,
+}
+
+impl Urgent {
+    const fn new() -> Self {
+        Self {
+            best: [(0, 0); MAX_LRS],
+            kept: 0,
+            seen: 0,
+        }
+    }
+
+    fn offer(&mut self, priority: u8, intid: u32) {
+        let key = (priority, intid);
+        let at = self.best[..self.kept].partition_point(|&other| other < key);
+        self.seen += 1;
+        self.kept = (self.kept + 1).min(MAX_LRS);
+        if at < self.kept {
+            self.best.copy_within(at..self.kept - 1, at + 1);
+            self.best[at] = key;
+        }
+    }
+
+    fn take(&self, most: usize) -> impl Iterator<Item = u32> {
+        self.best[..self.kept.min(most)]
+            .iter()
+            .map(|&(_, intid)| intid)
+    }
+}
+
+impl Vgic {
+    /// Number of list registers in use: ICH_VTR_EL2.ListRegs + 1.
+    #[must_use]
+    pub fn nr_lrs(&self) -> usize {
+        (usize::from(self.vtr.list_regs()) + 1).min(MAX_LRS)
+    }
+
+    /// Whether `vcpu` must not (re-)enter the guest with what its list registers hold: something changed, or nothing is loaded.
+    #[must_use]
+    pub fn needs_flush(&self, vcpu: usize) -> bool {
+        self.vcpus
+            .get(vcpu)
+            .is_some_and(|gic| gic.dirty || !gic.loaded)
+    }
+
+    /// Computes the list registers of `vcpu`, to be loaded before it runs; `vmcr` is its ICH_VMCR_EL2. Lines of linked PPIs must
+    /// be up to date ([`Vgic::set_level`]).
+    ///
+    /// # Panics
+    /// When `vcpu` does not exist or its list registers were not taken back by [`Vgic::sync`]: states would be lost.
+    pub fn flush(&mut self, vcpu: usize, vmcr: Vmcr, lrs: &mut LrFile) -> Flushed {
+        assert!(
+            !self.vcpus[vcpu].loaded,
+            "list registers flushed twice without a sync between"
+        );
+        let (pending, active) = self.survey(vcpu);
+        let nr_lrs = self.nr_lrs();
+        // One register stays with the most urgent active interrupt, unless it is the only register.
+        let reserved = active.seen.min(1).min(nr_lrs - 1);
+        let nr_pending = pending.seen.min(nr_lrs - reserved);
+        let nr_active = active.seen.min(nr_lrs - nr_pending);
+        let pending_outside = pending.seen > nr_pending;
+        let active_outside = active.seen > nr_active;
+
+        *lrs = LrFile::EMPTY;
+        let mut loaded_spi = false;
+        for intid in active.take(nr_active).chain(pending.take(nr_pending)) {
+            loaded_spi |= intid >= FIRST_SPI;
+            let Some(signalled) = self.irq(vcpu, intid).map(|irq| self.group_enabled(irq)) else {
+                continue;
+            };
+            let Some(irq) = self.irq_mut(vcpu, intid) else {
+                continue;
+            };
+            // "Pending and active" might count as a pending register, and NPIE would not fire.
+            lrs.push(irq.load(intid, vcpu as u8, signalled, !pending_outside));
+        }
+
+        let spis_elsewhere = self
+            .vcpus
+            .iter()
+            .enumerate()
+            .any(|(other, gic)| other != vcpu && gic.candidates.has_spi());
+        let gic = &mut self.vcpus[vcpu];
+        gic.loaded = true;
+        gic.dirty = false;
+        gic.eoi_mode = vmcr.eoi_mode();
+        gic.traps_dir = active_outside || (gic.eoi_mode && spis_elsewhere);
+        let hcr = HcrBits::new()
+            .with_en(true)
+            .with_npie(pending_outside)
+            .with_lrenpie(active_outside)
+            .with_tdir(gic.traps_dir && self.vtr.tds())
+            .with_tc(gic.traps_dir && !self.vtr.tds());
+        let kicks = if loaded_spi {
+            self.make_others_trap_dir(vcpu)
+        } else {
+            Kicks::NONE
+        };
+        Flushed {
+            hcr,
+            linked: self.linked_ppis(vcpu),
+            kicks,
+        }
+    }
+
+    /// Takes the list registers of `vcpu` back after it ran: `lrs` as flushed, with the hardware's contents, `eoi_count` of
+    /// ICH_HCR_EL2. A no-op for a vCPU that has nothing loaded. The kernel clears the hardware's registers, or
+    /// flushes and loads again.
+    pub fn sync(&mut self, vcpu: usize, lrs: &LrFile, eoi_count: u8) -> Kicks {
+        if !self.vcpus.get(vcpu).is_some_and(|gic| gic.loaded) {
+            return Kicks::NONE;
+        }
+        let mut kicks = Kicks::NONE;
+        // First, while residency still tells which active interrupts were outside.
+        for _ in 0..eoi_count {
+            let Some(intid) = self.most_urgent_active_outside(vcpu) else {
+                break;
+            };
+            kicks |= self.end(vcpu, intid);
+        }
+        for lr in lrs.loaded() {
+            let intid = lr.vintid();
+            let Some(irq) = self
+                .irq_mut(vcpu, intid)
+                .filter(|irq| irq.resident == Some(vcpu as u8))
+            else {
+                continue;
+            };
+            let deactivated = irq.unload(lr.state(), vcpu as u8);
+            let notify = deactivated && irq.notify_eoi;
+            self.eois.set(intid, notify || self.eois.contains(intid));
+            kicks |= self.settle(vcpu, intid);
+        }
+        let gic = &mut self.vcpus[vcpu];
+        gic.loaded = false;
+        gic.traps_dir = false;
+        gic.dirty = true;
+        // The caller is this vCPU, or has it stopped: it flushes before it runs in any case.
+        kicks.without(vcpu)
+    }
+
+    /// `vcpu` wrote ICC_DIR_EL1, trapped: ends the active state of `intid`, wherever it is.
+    ///
+    /// # Errors
+    /// [`Refusal::NeedsSync`]: the interrupt is in the list registers of these vCPUs.
+    pub fn deactivate(&mut self, vcpu: usize, intid: u32) -> Result<Kicks, Refusal> {
+        match self.irq(vcpu, intid) {
+            Some(irq) => match irq.resident {
+                Some(holder) => Err(Refusal::NeedsSync(VcpuSet::one(usize::from(holder)))),
+                None if irq.active => Ok(self.end(vcpu, intid)),
+                None => Ok(Kicks::NONE),
+            },
+            None => Ok(Kicks::NONE),
+        }
+    }
+
+    /// Whether an interrupt would be signalled to `vcpu` were it to run with ICH_VMCR_EL2 = `vmcr`: the condition that ends a WFI.
+    /// Sync first: an interrupt in a list register counts as pending here, as it may have been when last seen.
+    #[must_use]
+    pub fn has_pending(&self, vcpu: usize, vmcr: Vmcr) -> bool {
+        let Some(gic) = self.vcpus.get(vcpu) else {
+            return false;
+        };
+        gic.candidates
+            .iter()
+            .filter_map(|intid| self.irq(vcpu, intid))
+            .any(|irq| {
+                let group = if irq.group1 {
+                    self.group1 && vmcr.group1()
+                } else {
+                    self.group0 && vmcr.group0()
+                };
+                let pending = (irq.pending() || irq.handed) && irq.enabled && !irq.active;
+                pending && group && irq.target == Some(vcpu as u8) && irq.priority < vmcr.pmr()
+            })
+    }
+
+    /// The linked PPIs of `vcpu`, as [`Vgic::flush`] reports them.
+    #[must_use]
+    pub fn linked_ppis(&self, vcpu: usize) -> LinkedPpis {
+        let mut ppis = LinkedPpis::default();
+        let Some(gic) = self.vcpus.get(vcpu) else {
+            return ppis;
+        };
+        for (intid, irq) in gic
+            .private
+            .iter()
+            .enumerate()
+            .filter(|(_, irq)| irq.link.is_some())
+        {
+            ppis.linked |= 1 << intid;
+            ppis.active |= u32::from(irq.active || irq.line) << intid;
+        }
+        ppis
+    }
+
+    /// The pending interrupts `vcpu` could take, and the active ones it has.
+    fn survey(&self, vcpu: usize) -> (Urgent, Urgent) {
+        let (mut pending, mut active) = (Urgent::new(), Urgent::new());
+        for intid in self.vcpus[vcpu].candidates.iter() {
+            let Some(irq) = self.irq(vcpu, intid) else {
+                continue;
+            };
+            if irq.active {
+                active.offer(irq.priority, intid);
+            } else if self.group_enabled(irq) {
+                pending.offer(irq.priority, intid);
+            }
+        }
+        (pending, active)
+    }
+
+    fn most_urgent_active_outside(&self, vcpu: usize) -> Option<u32> {
+        let candidates = self.vcpus.get(vcpu)?.candidates.iter();
+        let outside = candidates.filter_map(|intid| Some((intid, self.irq(vcpu, intid)?)));
+        let outside = outside.filter(|(_, irq)| irq.active && irq.resident.is_none());
+        outside
+            .min_by_key(|&(intid, irq)| (irq.priority, intid))
+            .map(|(intid, _)| intid)
+    }
+
+    /// Ends the active state of an interrupt that is in no list register.
+    pub(crate) fn end(&mut self, vcpu: usize, intid: u32) -> Kicks {
+        let Some(irq) = self.irq_mut(vcpu, intid) else {
+            return Kicks::NONE;
+        };
+        irq.active = false;
+        let home = irq.home.take();
+        let (notify, linked) = (irq.notify_eoi, irq.link.is_some());
+        self.eois.set(intid, notify || self.eois.contains(intid));
+        let mut kicks = self.settle(vcpu, intid);
+        if linked {
+            // The physical interrupt is to become inactive: the kernel sees it on the next flush.
+            kicks |= self.kick(home.or(Some(vcpu as u8)));
+        }
+        kicks
+    }
+
+    fn make_others_trap_dir(&mut self, vcpu: usize) -> Kicks {
+        let mut kicks = Kicks::NONE;
+        for (other, gic) in self.vcpus.iter_mut().enumerate() {
+            if other != vcpu && gic.loaded && gic.eoi_mode && !gic.traps_dir {
+                gic.dirty = true;
+                kicks.insert(other);
+            }
+        }
+        kicks
+    }
+}

@@ -1,0 +1,129 @@
+//! Register frames as the guest and the VMM reach them: addressing, sizes, refusals. The registers are in `regs`.
+
+use crate::banks::Bank;
+use crate::regs::{DIST, RD, Reg, Region, SGI, find};
+use crate::vcpus::{Kicks, VcpuSet};
+use crate::vgic::Vgic;
+
+/// Bytes of one redistributor: its RD and its SGI frame.
+pub const REDIST_STRIDE: u64 = 0x2_0000;
+
+/// One 64 KiB register frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// GICD_*.
+    Dist,
+    /// GICR_* of the RD_base frame of a vCPU.
+    Rd(usize),
+    /// GICR_* of the SGI_base frame of a vCPU. Offsets are relative to this frame: KVM's less 0x1_0000.
+    Sgi(usize),
+}
+
+/// Who makes the access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The guest. Sizes and places the architecture does not define read as zero and ignore writes.
+    Guest,
+    /// The guest, after syncing did not help for some rounds: answers from what is known instead of [`Refusal::NeedsSync`].
+    GuestStale,
+    /// The VMM, through KVM_DEV_ARM_VGIC_GRP_{DIST,REDIST}_REGS, with every vCPU stopped and synced.
+    Uaccess,
+}
+
+/// Why an access was not made. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// These vCPUs have an interrupt in question in their list registers: sync them, then try again.
+    NeedsSync(VcpuSet),
+    /// No such register: ENXIO. For [`Access::Uaccess`] alone.
+    NoRegister,
+    /// A read-only field would change in a register where KVM insists (GICD_IIDR, GICD_TYPER2): EINVAL. For [`Access::Uaccess`] alone.
+    Invalid,
+}
+
+/// Where in a contiguous run of redistributors `offset` (bytes from the first) falls: the how-manieth redistributor, as a frame
+/// whose vCPU counts from `first_vcpu`, and the offset in that frame.
+#[must_use]
+pub fn redist_frame(first_vcpu: usize, offset: u64) -> (Frame, u32) {
+    let vcpu = first_vcpu.saturating_add((offset / REDIST_STRIDE) as usize);
+    let within = (offset % REDIST_STRIDE) as u32;
+    if within < 0x1_0000 {
+        (Frame::Rd(vcpu), within)
+    } else {
+        (Frame::Sgi(vcpu), within - 0x1_0000)
+    }
+}
+
+/// Whether every vCPU should be out of the guest, and kept out, while this access is made: writes to the active state. Unlike
+/// after [`Refusal::NeedsSync`] alone, none can then take the interrupt between the sync and the second try.
+#[must_use]
+pub fn needs_all_stopped(frame: Frame, offset: u32, write: bool) -> bool {
+    let reg = find(regions(frame), offset).map(|region| region.reg);
+    write && matches!(reg, Some(Reg::Bank(Bank::SetActive | Bank::ClearActive)))
+}
+
+const fn regions(frame: Frame) -> &'static [Region] {
+    match frame {
+        Frame::Dist => DIST,
+        Frame::Rd(_) => RD,
+        Frame::Sgi(_) => SGI,
+    }
+}
+
+impl Vgic {
+    /// Reads `len` bytes (1, 2, 4 or 8) at `offset` of `frame`.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn mmio_read(
+        &self,
+        access: Access,
+        frame: Frame,
+        offset: u32,
+        len: u8,
+    ) -> Result<u64, Refusal> {
+        let Some(region) = self.locate(access, frame, offset, len)? else {
+            return Ok(0);
+        };
+        let _ = region;
+        Ok(0)
+    }
+
+    /// Writes the low `len` bytes (1, 2, 4 or 8) of `value` at `offset` of `frame`.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub fn mmio_write(
+        &mut self,
+        access: Access,
+        frame: Frame,
+        offset: u32,
+        len: u8,
+        value: u64,
+    ) -> Result<Kicks, Refusal> {
+        let Some(region) = self.locate(access, frame, offset, len)? else {
+            return Ok(Kicks::NONE);
+        };
+        let _ = (region, value);
+        Ok(Kicks::NONE)
+    }
+
+    fn locate(
+        &self,
+        access: Access,
+        frame: Frame,
+        offset: u32,
+        len: u8,
+    ) -> Result<Option<&'static Region>, Refusal> {
+        let exists = match frame {
+            Frame::Dist => true,
+            Frame::Rd(vcpu) | Frame::Sgi(vcpu) => vcpu < self.nr_vcpus(),
+        };
+        let found =
+            find(regions(frame), offset).filter(|region| exists && region.allows(offset, len));
+        match found {
+            None if access == Access::Uaccess => Err(Refusal::NoRegister),
+            found => Ok(found),
+        }
+    }
+}

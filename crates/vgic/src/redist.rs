@@ -1,0 +1,1 @@
+//! The redistributors' own registers.

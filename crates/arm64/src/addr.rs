@@ -6,6 +6,20 @@
 
 use core::fmt;
 
+/// What code that serves several address spaces (a table engine) may do with an address of any of
+/// them. Which space it is stays in the type.
+pub trait Address: Copy + Ord + fmt::Debug + sealed::Sealed {
+    /// Names the address `raw`, in bytes from the start of the space.
+    fn from_raw(raw: u64) -> Self;
+    /// The address as a number of bytes from the start of the space.
+    fn to_raw(self) -> u64;
+}
+
+mod sealed {
+    /// Keeps `Address` to the types of this file.
+    pub trait Sealed {}
+}
+
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -59,6 +73,18 @@ macro_rules! address {
             /// The low bits, below `size`, a power of two in bytes.
             pub const fn offset_in(self, size: u64) -> u64 {
                 self.0 & (size - 1)
+            }
+        }
+
+        impl sealed::Sealed for $name {}
+
+        impl Address for $name {
+            fn from_raw(raw: u64) -> Self {
+                Self(raw)
+            }
+
+            fn to_raw(self) -> u64 {
+                self.0
             }
         }
 

@@ -3,5 +3,11 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod granule;
+pub mod sysreg;
+pub mod tag;
+pub mod vncr;
 
-pub use addr::{Gva, Hva, Ipa, Kva, L2Ipa, Pa};
+pub use addr::{Address, Gva, Hva, Ipa, Kva, L2Ipa, Pa};
+pub use granule::{Granule, Level};
+pub use tag::{Asid, Tag, Vmid};

@@ -1,1 +1,60 @@
-fn main() {}
+//! The program: reads the command line, runs the machine, tells how it ended.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use umbra_vmm::error::{Error, Result};
+use umbra_vmm::logger;
+use umbra_vmm::options::{self, Options, Request};
+use umbra_vmm::stop::Stop;
+
+fn main() -> ExitCode {
+    let status = match options::parse(std::env::args_os().skip(1)) {
+        Ok(Request::Help) => {
+            print!("{}", options::HELP);
+            0
+        }
+        Ok(Request::Version) => {
+            println!("umbra-vmm {}", env!("CARGO_PKG_VERSION"));
+            0
+        }
+        Ok(Request::Run(options)) => {
+            logger::start(options.log_level);
+            match run(&options) {
+                Ok(stop) => ended(&stop),
+                Err(e) => failed(&e),
+            }
+        }
+        Err(e) => failed(&e),
+    };
+    ExitCode::from(status)
+}
+
+fn ended(stop: &Stop) -> u8 {
+    match stop {
+        Stop::PowerOff => {}
+        Stop::Reset => eprintln!("umbra-vmm: the guest asked for a reset"),
+        Stop::Crash => eprintln!("umbra-vmm: the guest crashed"),
+        Stop::User => eprintln!("umbra-vmm: ended by Ctrl-A x"),
+        Stop::Failed(text) => eprintln!("umbra-vmm: {text}"),
+    }
+    stop.status()
+}
+
+fn failed(error: &Error) -> u8 {
+    eprintln!("umbra-vmm: {error}");
+    error.status()
+}
+
+#[cfg(target_arch = "aarch64")]
+fn run(options: &Options) -> Result<Stop> {
+    umbra_vmm::machine::run(options)
+}
+
+#[cfg(not(target_arch = "aarch64"))]
+fn run(_: &Options) -> Result<Stop> {
+    Err(Error::Failed(
+        "this is a build for testing; virtual machines run on aarch64 only".into(),
+    ))
+}

@@ -1,0 +1,25 @@
+//! Log lines on stderr, and nothing else: no time, no colour, no configuration.
+
+use log::{LevelFilter, Log, Metadata, Record};
+
+struct Stderr;
+
+impl Log for Stderr {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let level = record.level().as_str().to_ascii_lowercase();
+        eprintln!("umbra-vmm: {level}: {}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Shows messages down to `level`. Later calls only change the level.
+pub fn start(level: LevelFilter) {
+    // It fails only when a logger is set already, and that is this one.
+    let _ = log::set_logger(&Stderr);
+    log::set_max_level(level);
+}

@@ -1,0 +1,177 @@
+//! One virtual machine, from its options to its end.
+//!
+//! Everything that can be refused is refused before the VM exists: files are opened, headers
+//! read and places found first. Then memory, devices, vCPUs, and the event loop until it stops.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::{Bus, Shared, lock};
+use crate::console::{Idle, Output};
+use crate::error::{Context, Error, Result};
+use crate::event_loop::{self, ConsoleEnd, Ended, Notify};
+use crate::fdt;
+use crate::image::{HEADER_SIZE, Header};
+use crate::kvm::{self, Memory, Vm};
+use crate::layout::{self, Placement};
+use crate::options::{Console, Options};
+use crate::serial::SerialPort;
+use crate::stop::Stop;
+use crate::vcpu::{self, StopSwitch};
+
+/// A boot file and its size in bytes.
+struct BootFile {
+    file: File,
+    size: u64,
+    name: String,
+}
+
+impl BootFile {
+    fn open(what: &str, path: &Path) -> Result<Self> {
+        let name = format!("{what} {}", path.display());
+        let file = File::open(path).context(&name)?;
+        let metadata = file.metadata().context(&name)?;
+        if metadata.is_dir() {
+            return Err(Error::Failed(format!("{name}: is a directory")));
+        }
+        Ok(BootFile {
+            file,
+            size: metadata.len(),
+            name,
+        })
+    }
+
+    /// Reads the first bytes, as many as there are up to `limit`, and goes back to the start.
+    fn peek(&mut self, limit: usize) -> Result<Vec<u8>> {
+        use std::io::Seek;
+        let mut start = Vec::new();
+        let mut head = (&mut self.file).take(limit as u64);
+        head.read_to_end(&mut start).context(&self.name)?;
+        self.file.rewind().context(&self.name)?;
+        Ok(start)
+    }
+
+    /// Copies the whole file to guest physical `addr`.
+    fn load(&mut self, memory: &Memory, addr: u64) -> Result<()> {
+        let size = usize::try_from(self.size).context(&self.name)?;
+        memory
+            .read_exact_volatile_from(GuestAddress(addr), &mut self.file, size)
+            .context(format!("{}: cannot read all of it", self.name))
+    }
+}
+
+/// Runs the machine to its end.
+pub fn run(options: &Options) -> Result<Stop> {
+    let mut kernel = BootFile::open("kernel", &options.kernel)?;
+    let header = Header::parse(&kernel.peek(HEADER_SIZE)?, kernel.size)
+        .map_err(|e| Error::Failed(format!("{}: {e}", options.kernel.display())))?;
+    let initrd = options.initrd.as_deref();
+    let mut initrd = initrd
+        .map(|path| BootFile::open("initrd", path))
+        .transpose()?;
+    let initrd_size = initrd.as_ref().map(|file| file.size);
+    let placement = Placement::new(&header, initrd_size, options.memory)?;
+
+    let mut seed = [0; 64];
+    kvm::random(&mut seed)?;
+    let dtb = fdt::build(&fdt::Machine {
+        cpus: options.cpus,
+        memory: options.memory,
+        cmdline: &options.cmdline,
+        placement,
+        serial: options.console == Console::Serial,
+        virtio: 0,
+        nested: options.nested,
+        seed,
+    })?;
+    if let Some(path) = &options.dump_dtb {
+        std::fs::write(path, &dtb).context(path.display())?;
+    }
+
+    let memory = kvm::map_memory(options.memory, options.hugepages)?;
+    kernel.load(&memory, placement.kernel)?;
+    if let (Some(file), Some((base, _))) = (&mut initrd, placement.initrd) {
+        file.load(&memory, base)?;
+    }
+    memory
+        .write_slice(&dtb, GuestAddress(placement.dtb))
+        .context("device tree")?;
+    log::info!("{placement:#x?}, device tree of {} bytes", dtb.len());
+
+    let vm = Vm::new(&memory, options.nested)?;
+    let vcpus = vm.create_vcpus(options.cpus, placement.kernel, placement.dtb)?;
+    let devices = Devices::new(options, &vm)?;
+
+    kvm::catch_kicks()?;
+    let stop_event = event()?;
+    let switch = StopSwitch::new(stop_event.clone());
+    let bus = Arc::new(devices.bus);
+    let threads = vcpu::start_all(vcpus, &bus, &switch)?;
+    let ended = event_loop::run(&stop_event, devices.console.as_ref(), &devices.notifies);
+    switch.stop(match &ended {
+        Ok(Ended::Left) => Stop::User,
+        // Loses against the reason that the vCPU gave when it signalled the event.
+        Ok(Ended::Stopped) => Stop::Failed("stopped without a reason".into()),
+        Err(e) => Stop::Failed(e.to_string()),
+    });
+    vcpu::stop_all(threads);
+    if let Some(console) = &devices.console {
+        lock(&console.input).drain();
+    }
+    Ok(switch.reason().unwrap_or(Stop::PowerOff))
+}
+
+/// What the guest and the event loop have to do with each other.
+struct Devices {
+    bus: Bus,
+    console: Option<ConsoleEnd>,
+    notifies: Vec<Notify>,
+}
+
+impl Devices {
+    fn new(options: &Options, vm: &Vm) -> Result<Self> {
+        let mut devices = Devices {
+            bus: Bus::default(),
+            console: None,
+            notifies: Vec::new(),
+        };
+        if options.console == Console::Serial {
+            devices.add_serial(vm)?;
+        }
+        Ok(devices)
+    }
+
+    fn add_serial(&mut self, vm: &Vm) -> Result<()> {
+        let interrupt = event()?;
+        vm.irqfd(&interrupt, layout::SERIAL_SPI)?;
+        let (ready, idle_event) = (event()?, event()?);
+        let idle = Idle::new(idle_event.clone());
+        let output = Output::new(Box::new(std::io::stdout()), idle.clone());
+        let port: Shared<SerialPort> = Arc::new(Mutex::new(SerialPort::new(
+            interrupt,
+            output,
+            ready.clone(),
+        )));
+        self.bus
+            .attach(layout::SERIAL, layout::SERIAL_SIZE, port.clone())?;
+        self.console = Some(ConsoleEnd {
+            input: port,
+            ready,
+            idle_event,
+            idle,
+        });
+        Ok(())
+    }
+}
+
+/// An event that nobody blocks on.
+fn event() -> Result<Arc<EventFd>> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+        .map(Arc::new)
+        .context("eventfd")
+}

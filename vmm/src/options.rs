@@ -1,0 +1,413 @@
+//! The command line.
+//!
+//! Names and shapes follow what users of other VMMs already type: long options with short
+//! forms, `key=value` lists separated by commas, `on|off`, sizes with a K, M or G suffix and
+//! MiB without one. Every mistake is an [`Error::Usage`] that names the option and the value.
+
+use std::path::PathBuf;
+
+use lexopt::prelude::*;
+use log::LevelFilter;
+
+use crate::error::{Error, Result};
+use crate::layout::{MAX_CPUS, MAX_VIRTIO};
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+umbra-vmm: run a virtual machine through /dev/kvm
+
+usage: umbra-vmm --kernel IMAGE [options]
+
+  -k, --kernel F       arm64 Linux Image to boot
+  -i, --initrd F       initial RAM disk (also --initramfs)
+  -p, --cmdline S      kernel command line (also --params)
+                       [console=ttyS0 panic=-1, or hvc0 with --console virtio]
+  -c, --cpus N         virtual CPUs, 1 to 8 [1]
+  -m, --memory SIZE[,hugepages=on|off]
+                       RAM; K, M, G or MiB without suffix (also --mem) [512M,hugepages=on]
+      --console KIND   serial (16550), virtio or off [serial]
+  -d, --disk [path=]F[,ro]
+                       virtio-blk disk backed by a raw file; may be repeated
+      --nested         give the guest EL2: it may run guests of its own
+      --dump-dtb F     also write the device tree to F
+      --log-level L    off, error, warn, info, debug or trace [warn]
+  -h, --help           this text
+  -V, --version        the version
+
+The console is on stdin and stdout. On a terminal, Ctrl-A x ends the VM and
+Ctrl-A Ctrl-A sends one Ctrl-A.
+
+exit status: 0 guest powered off, 1 VMM error, 2 wrong usage, 32 guest reset,
+33 guest crash
+";
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Run this machine.
+    Run(Options),
+    /// Print [`HELP`].
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// One machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// arm64 Linux Image.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Number of virtual CPUs, 1 to [`MAX_CPUS`].
+    pub cpus: u32,
+    /// RAM in bytes, a multiple of 2 MiB.
+    pub memory: u64,
+    /// Whether RAM may be backed by huge pages.
+    pub hugepages: bool,
+    /// What carries the console.
+    pub console: Console,
+    /// Disks in the order given.
+    pub disks: Vec<Disk>,
+    /// Whether the guest gets EL2.
+    pub nested: bool,
+    /// Where to write the device tree.
+    pub dump_dtb: Option<PathBuf>,
+    /// What to log.
+    pub log_level: LevelFilter,
+}
+
+/// What carries the console between the guest and stdin/stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Console {
+    /// A 16550 UART (`ttyS0`).
+    Serial,
+    /// A virtio console (`hvc0`).
+    Virtio,
+    /// None.
+    Off,
+}
+
+/// One `--disk`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Raw file with the content.
+    pub path: PathBuf,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// Reads the arguments that follow the program's name.
+pub fn parse<I>(args: I) -> Result<Request>
+where
+    I: IntoIterator,
+    I::Item: Into<std::ffi::OsString>,
+{
+    let mut parser = lexopt::Parser::from_args(args);
+    let (mut kernel, mut initrd, mut cmdline, mut dump_dtb) = (None, None, None, None);
+    let mut cpus = 1;
+    let (mut memory, mut hugepages) = (512 << 20, true);
+    let mut console = Console::Serial;
+    let mut disks = Vec::new();
+    let mut nested = false;
+    let mut log_level = LevelFilter::Warn;
+
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Request::Help),
+            Short('V') | Long("version") => return Ok(Request::Version),
+            Short('k') | Long("kernel") => kernel = Some(path(&mut parser)?),
+            Short('i') | Long("initrd" | "initramfs") => initrd = Some(path(&mut parser)?),
+            Short('p') | Long("cmdline" | "params") => cmdline = Some(text(&mut parser)?),
+            Short('c') | Long("cpus") => cpus = parse_cpus(&text(&mut parser)?)?,
+            Short('m') | Long("memory" | "mem") => {
+                (memory, hugepages) = parse_memory(&text(&mut parser)?)?;
+            }
+            Long("console") => console = parse_console(&text(&mut parser)?)?,
+            Short('d') | Long("disk") => disks.push(parse_disk(&text(&mut parser)?)?),
+            Long("nested") => nested = true,
+            Long("dump-dtb") => dump_dtb = Some(path(&mut parser)?),
+            Long("log-level") => log_level = parse_log_level(&text(&mut parser)?)?,
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+
+    let kernel = kernel.ok_or_else(|| Error::Usage("--kernel is missing".into()))?;
+    let virtio = disks.len() + usize::from(console == Console::Virtio);
+    if virtio > MAX_VIRTIO {
+        return Err(Error::Usage(format!(
+            "--disk: at most {MAX_VIRTIO} virtio devices, this asks for {virtio}"
+        )));
+    }
+    let cmdline = cmdline.unwrap_or_else(|| {
+        match console {
+            Console::Serial => "console=ttyS0 panic=-1",
+            Console::Virtio => "console=hvc0 panic=-1",
+            Console::Off => "panic=-1",
+        }
+        .into()
+    });
+    Ok(Request::Run(Options {
+        kernel,
+        initrd,
+        cmdline,
+        cpus,
+        memory,
+        hugepages,
+        console,
+        disks,
+        nested,
+        dump_dtb,
+        log_level,
+    }))
+}
+
+fn usage(e: lexopt::Error) -> Error {
+    Error::Usage(e.to_string())
+}
+
+fn path(parser: &mut lexopt::Parser) -> Result<PathBuf> {
+    let value = parser.value().map_err(usage)?;
+    if value.is_empty() {
+        return Err(Error::Usage("a file name is empty".into()));
+    }
+    Ok(value.into())
+}
+
+fn text(parser: &mut lexopt::Parser) -> Result<String> {
+    parser.value().map_err(usage)?.string().map_err(usage)
+}
+
+fn parse_cpus(value: &str) -> Result<u32> {
+    match value.parse() {
+        Ok(n) if (1..=MAX_CPUS).contains(&n) => Ok(n),
+        _ => Err(Error::Usage(format!(
+            "--cpus {value}: expected a number from 1 to {MAX_CPUS}"
+        ))),
+    }
+}
+
+/// A size in bytes: digits and an optional K, M, G (or nothing: MiB).
+fn parse_size(value: &str) -> Option<u64> {
+    let (digits, shift) = match value.as_bytes().last()? {
+        b'K' | b'k' => (&value[..value.len() - 1], 10),
+        b'M' | b'm' => (&value[..value.len() - 1], 20),
+        b'G' | b'g' => (&value[..value.len() - 1], 30),
+        _ => (value, 20),
+    };
+    // u64's own parser would also take a leading plus sign.
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+fn parse_memory(value: &str) -> Result<(u64, bool)> {
+    let bad = |why: &str| Error::Usage(format!("--memory {value}: {why}"));
+    let mut parts = value.split(',');
+    let first = parts.next().unwrap_or_default();
+    let size = parse_size(first.strip_prefix("size=").unwrap_or(first))
+        .ok_or_else(|| bad("expected a size such as 512M"))?;
+    if size < 32 << 20 {
+        return Err(bad("less than 32 MiB"));
+    }
+    if size > 512 << 30 {
+        return Err(bad("more than 512 GiB"));
+    }
+    if size % (2 << 20) != 0 {
+        return Err(bad("not a multiple of 2 MiB"));
+    }
+    let mut hugepages = true;
+    for part in parts {
+        hugepages = match part {
+            "hugepages=on" => true,
+            "hugepages=off" => false,
+            _ => return Err(bad(&format!("unknown setting {part:?}"))),
+        };
+    }
+    Ok((size, hugepages))
+}
+
+fn parse_console(value: &str) -> Result<Console> {
+    match value {
+        "serial" => Ok(Console::Serial),
+        "virtio" => Ok(Console::Virtio),
+        "off" => Ok(Console::Off),
+        _ => Err(Error::Usage(format!(
+            "--console {value}: expected serial, virtio or off"
+        ))),
+    }
+}
+
+fn parse_disk(value: &str) -> Result<Disk> {
+    let bad = |why: &str| Error::Usage(format!("--disk {value}: {why}"));
+    let mut parts = value.split(',');
+    let first = parts.next().unwrap_or_default();
+    let path = first.strip_prefix("path=").unwrap_or(first);
+    if path.is_empty() {
+        return Err(bad("the file name is empty"));
+    }
+    let mut read_only = false;
+    for part in parts {
+        read_only = match part {
+            "ro" | "readonly=on" => true,
+            "rw" | "readonly=off" => false,
+            _ => return Err(bad(&format!("unknown setting {part:?}"))),
+        };
+    }
+    Ok(Disk {
+        path: path.into(),
+        read_only,
+    })
+}
+
+fn parse_log_level(value: &str) -> Result<LevelFilter> {
+    value.parse().map_err(|_| {
+        Error::Usage(format!(
+            "--log-level {value}: expected off, error, warn, info, debug or trace"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(args: &[&str]) -> Options {
+        match parse(args.iter().copied()) {
+            Ok(Request::Run(options)) => options,
+            other => panic!("{args:?}: {other:?}"),
+        }
+    }
+
+    fn refused(args: &[&str]) -> String {
+        match parse(args.iter().copied()) {
+            Err(Error::Usage(text)) => text,
+            other => panic!("{args:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults() {
+        let o = run(&["-k", "Image"]);
+        assert_eq!(o.kernel, PathBuf::from("Image"));
+        assert_eq!((o.cpus, o.memory, o.hugepages), (1, 512 << 20, true));
+        assert_eq!(o.console, Console::Serial);
+        assert_eq!(o.cmdline, "console=ttyS0 panic=-1");
+        assert!(o.initrd.is_none() && o.disks.is_empty() && !o.nested);
+    }
+
+    #[test]
+    fn every_option_in_long_and_short_form() {
+        let long = run(&[
+            "--kernel=K",
+            "--initrd=I",
+            "--cmdline=a b",
+            "--cpus=8",
+            "--memory=1G,hugepages=off",
+            "--console=virtio",
+            "--disk=path=D,ro",
+            "--dump-dtb=T",
+            "--log-level=debug",
+            "--nested",
+        ]);
+        let short = run(&[
+            "-kK",
+            "-i",
+            "I",
+            "-p",
+            "a b",
+            "-c8",
+            "-m",
+            "1024,hugepages=off",
+            "--console",
+            "virtio",
+            "-d",
+            "D,ro",
+            "--dump-dtb",
+            "T",
+            "--log-level",
+            "debug",
+            "--nested",
+        ]);
+        assert_eq!(long, short);
+        assert_eq!(
+            (long.cpus, long.memory, long.hugepages),
+            (8, 1 << 30, false)
+        );
+        assert_eq!(
+            long.disks,
+            [Disk {
+                path: "D".into(),
+                read_only: true
+            }]
+        );
+        let alias = run(&[
+            "-k",
+            "K",
+            "--initramfs",
+            "I",
+            "--params",
+            "x",
+            "--mem",
+            "64M",
+        ]);
+        assert_eq!(alias.initrd, Some("I".into()));
+        assert_eq!((alias.cmdline.as_str(), alias.memory), ("x", 64 << 20));
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("512"), Some(512 << 20));
+        assert_eq!(parse_size("65536K"), Some(64 << 20));
+        assert_eq!(parse_size("2g"), Some(2 << 30));
+        for bad in [
+            "",
+            "M",
+            "-1",
+            "+5",
+            "1T",
+            "0x10",
+            "99999999999999999999",
+            "18446744073709551615G",
+        ] {
+            assert_eq!(parse_size(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn each_wrong_value_names_its_option() {
+        for (args, word) in [
+            (vec!["-k", "K", "-c", "0"], "--cpus"),
+            (vec!["-k", "K", "-c", "9"], "--cpus"),
+            (vec!["-k", "K", "-c", "two"], "--cpus"),
+            (vec!["-k", "K", "-m", "31M"], "32 MiB"),
+            (vec!["-k", "K", "-m", "513G"], "512 GiB"),
+            (vec!["-k", "K", "-m", "33M"], "2 MiB"),
+            (vec!["-k", "K", "-m", "64M,huge=1"], "huge=1"),
+            (vec!["-k", "K", "--console", "tty"], "--console"),
+            (vec!["-k", "K", "-d", "path="], "--disk"),
+            (vec!["-k", "K", "-d", "D,wo"], "wo"),
+            (vec!["-k", "K", "--log-level", "loud"], "--log-level"),
+            (vec!["-k", "K", "--frobnicate"], "frobnicate"),
+            (vec!["-k", "K", "extra"], "extra"),
+            (vec!["-k"], "-k"),
+            (vec!["-k", ""], "empty"),
+            (vec![], "--kernel"),
+        ] {
+            let text = refused(&args);
+            assert!(text.contains(word), "{args:?}: {text}");
+        }
+        let many = ["-dD"; MAX_VIRTIO];
+        let args = [&["-kK", "--console=virtio"][..], &many].concat();
+        assert!(refused(&args).contains("virtio devices"));
+    }
+
+    #[test]
+    fn help_and_version_win() {
+        assert_eq!(parse(["--help"]), Ok(Request::Help));
+        assert_eq!(parse(["-k", "K", "-V"]), Ok(Request::Version));
+    }
+}

@@ -1,3 +1,492 @@
-//! The frame table.
+//! The frame table: one word for every 4 KiB frame, saying who owns it, and a buddy allocator whose
+//! free lists live in those words.
+//!
+//! ```text
+//! 63  60 59   56 55 51 50   49            25 24             0
+//! state  owner   order pool prev (free head)  next (free head)
+//!                           -                 references (allocated head)
+//! ```
+//!
+//! What always holds: every frame of RAM is in exactly one block; the block's first frame (its
+//! *head*) carries state, order and owner; the others say `Tail`. A frame that is not RAM, or is not
+//! umbra's to give, is `Reserved`. Blocks are naturally aligned.
+//!
+//! There are two pools: *plain* memory that umbra does not map, and *table* memory that it does.
+//! Whole chunks move from plain to table by [`Frames::convert`]; nothing moves back.
+//!
+//! The table is not locked in itself: the owner holds one lock round every call.
 #![no_std]
 #![forbid(unsafe_code)]
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use umbra_arm64::Pa;
+
+/// log2 of the frame size in bytes.
+pub const FRAME_SHIFT: u32 = 12;
+/// Bytes in a frame.
+pub const FRAME: u64 = 1 << FRAME_SHIFT;
+/// The largest block: 2^18 frames, 1 GiB.
+pub const MAX_ORDER: u8 = 18;
+/// Order of a chunk, the unit that moves between pools: 2 MiB.
+pub const CHUNK_ORDER: u8 = 9;
+
+/// Which of the two kinds of memory a block belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pool {
+    /// Not mapped by umbra: processes' and guests'.
+    Plain,
+    /// Mapped by umbra, reached as words.
+    Table,
+}
+
+/// Who owns an allocated block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Owner {
+    /// The kernel heap.
+    Heap = 1,
+    /// A translation table (process, canonical or shadow stage 2, umbra's own).
+    Table = 2,
+    /// A kernel stack.
+    Stack = 3,
+    /// Anonymous memory of a process, and so of the guests it runs.
+    Anonymous = 4,
+    /// A page that a process and umbra share, such as a vCPU's run page.
+    Shared = 5,
+    /// The frame table itself and other rings of words.
+    Kernel = 6,
+}
+
+impl Owner {
+    fn from_bits(bits: u64) -> Option<Self> {
+        [
+            Self::Heap,
+            Self::Table,
+            Self::Stack,
+            Self::Anonymous,
+            Self::Shared,
+            Self::Kernel,
+        ]
+        .into_iter()
+        .find(|owner| *owner as u64 == bits)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum State {
+    Reserved = 0,
+    FreeHead = 1,
+    Tail = 2,
+    Allocated = 3,
+}
+
+const LINK_BITS: u32 = 25;
+const LINK_MASK: u64 = (1 << LINK_BITS) - 1;
+const REFERENCES: u64 = (1 << 24) - 1;
+
+#[derive(Clone, Copy)]
+struct Word(u64);
+
+impl Word {
+    fn new(state: State, owner: u64, order: u8, pool: Pool) -> Self {
+        Self(
+            (state as u64) << 60
+                | owner << 56
+                | u64::from(order) << 51
+                | u64::from(pool == Pool::Table) << 50,
+        )
+    }
+    fn state(self) -> State {
+        match self.0 >> 60 {
+            1 => State::FreeHead,
+            2 => State::Tail,
+            3 => State::Allocated,
+            _ => State::Reserved,
+        }
+    }
+    fn owner(self) -> Option<Owner> {
+        Owner::from_bits(self.0 >> 56 & 0xf)
+    }
+    fn order(self) -> u8 {
+        (self.0 >> 51 & 0x1f) as u8
+    }
+    fn pool(self) -> Pool {
+        if self.0 >> 50 & 1 == 1 {
+            Pool::Table
+        } else {
+            Pool::Plain
+        }
+    }
+}
+
+/// What [`Frames::release`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Released {
+    /// Others still hold the block.
+    Shared,
+    /// That was the last reference: the block is free.
+    Freed,
+}
+
+/// The frame table over a run of words.
+pub struct Frames<'a> {
+    words: &'a [AtomicU64],
+    base: Pa,
+    /// First free block of each order, by pool: frame number + 1, 0 for none.
+    heads: [[u32; MAX_ORDER as usize + 1]; 2],
+    free: [u64; 2],
+    total: u64,
+}
+
+impl<'a> Frames<'a> {
+    /// A table for the frames from `base` on, one word each; all reserved. The words must be zero.
+    pub const fn new(words: &'a [AtomicU64], base: Pa) -> Self {
+        Self {
+            words,
+            base,
+            heads: [[0; MAX_ORDER as usize + 1]; 2],
+            free: [0; 2],
+            total: 0,
+        }
+    }
+
+    /// Frames that are free, in a pool.
+    pub fn free_frames(&self, pool: Pool) -> u64 {
+        self.free[pool as usize]
+    }
+
+    /// Frames that were ever added.
+    pub fn total_frames(&self) -> u64 {
+        self.total
+    }
+
+    fn index(&self, pa: Pa) -> Option<usize> {
+        let offset = pa.offset_from(self.base)?;
+        let index = usize::try_from(offset >> FRAME_SHIFT).ok()?;
+        (index < self.words.len()).then_some(index)
+    }
+
+    fn pa(&self, index: usize) -> Pa {
+        Pa::new(self.base.raw() + ((index as u64) << FRAME_SHIFT))
+    }
+
+    fn word(&self, index: usize) -> Word {
+        Word(self.words[index].load(Relaxed))
+    }
+
+    fn set(&self, index: usize, word: Word) {
+        self.words[index].store(word.0, Relaxed);
+    }
+
+    fn set_links(&self, index: usize, prev: Option<usize>, next: Option<usize>) {
+        let link = |at: Option<usize>| at.map_or(0, |at| at as u64 + 1);
+        let word = self.word(index).0 & !(LINK_MASK << LINK_BITS | LINK_MASK);
+        self.set(index, Word(word | link(prev) << LINK_BITS | link(next)));
+    }
+
+    fn links(&self, index: usize) -> (Option<usize>, Option<usize>) {
+        let word = self.word(index).0;
+        let link = |bits: u64| (bits as usize).checked_sub(1);
+        (link(word >> LINK_BITS & LINK_MASK), link(word & LINK_MASK))
+    }
+
+    fn push(&mut self, index: usize, order: u8, pool: Pool) {
+        let head = (self.heads[pool as usize][order as usize] as usize).checked_sub(1);
+        self.set(index, Word::new(State::FreeHead, 0, order, pool));
+        self.set_links(index, None, head);
+        if let Some(head) = head {
+            let (_, next) = self.links(head);
+            self.set_links(head, Some(index), next);
+        }
+        self.heads[pool as usize][order as usize] = index as u32 + 1;
+        self.free[pool as usize] += 1 << order;
+    }
+
+    fn unlink(&mut self, index: usize, order: u8, pool: Pool) {
+        let (prev, next) = self.links(index);
+        match prev {
+            Some(prev) => {
+                let (before, _) = self.links(prev);
+                self.set_links(prev, before, next);
+            }
+            None => {
+                self.heads[pool as usize][order as usize] = next.map_or(0, |next| next as u32 + 1)
+            }
+        }
+        if let Some(next) = next {
+            let (_, after) = self.links(next);
+            self.set_links(next, prev, after);
+        }
+        self.free[pool as usize] -= 1 << order;
+    }
+
+    /// Makes the reserved frames of `[start, end)` free plain memory. Partial frames are left out.
+    pub fn add(&mut self, start: Pa, end: Pa) {
+        let Some(start) = start.align_up(FRAME) else {
+            return;
+        };
+        let end = end.align_down(FRAME);
+        let mut at = start;
+        while at < end {
+            let Some(index) = self.index(at) else { return };
+            let frames_left = end.offset_from(at).unwrap_or(0) >> FRAME_SHIFT;
+            // The largest naturally aligned block that fits.
+            let pfn = at.raw() >> FRAME_SHIFT;
+            let mut order = MAX_ORDER.min(pfn.trailing_zeros() as u8);
+            while 1 << order > frames_left || index + (1 << order) > self.words.len() {
+                order -= 1;
+            }
+            self.total += 1 << order;
+            self.insert(index, order, Pool::Plain);
+            match at.checked_add(FRAME << order) {
+                Some(next) => at = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Puts a block on its free list, joined with its buddies as far as they are free.
+    fn insert(&mut self, index: usize, order: u8, pool: Pool) {
+        let (mut index, mut order) = (index, order);
+        for tail in index + 1..index + (1 << order) {
+            self.set(tail, Word::new(State::Tail, 0, 0, pool));
+        }
+        // Table memory stays in chunks: they are mapped one by one.
+        let limit = if pool == Pool::Table {
+            CHUNK_ORDER
+        } else {
+            MAX_ORDER
+        };
+        while order < limit {
+            let pfn = self.pa(index).raw() >> FRAME_SHIFT;
+            let Some(buddy) = self.index(Pa::new((pfn ^ 1 << order) << FRAME_SHIFT)) else {
+                break;
+            };
+            let word = self.word(buddy);
+            if word.state() != State::FreeHead || word.order() != order || word.pool() != pool {
+                break;
+            }
+            self.unlink(buddy, order, pool);
+            self.set(index.max(buddy), Word::new(State::Tail, 0, 0, pool));
+            index = index.min(buddy);
+            order += 1;
+        }
+        self.push(index, order, pool);
+    }
+
+    /// Takes a block of `2^order` frames with one reference, or `None` if no such block is free.
+    pub fn allocate(&mut self, order: u8, pool: Pool, owner: Owner) -> Option<Pa> {
+        let mut found =
+            (order..=MAX_ORDER).find(|&order| self.heads[pool as usize][order as usize] != 0)?;
+        let index = self.heads[pool as usize][found as usize] as usize - 1;
+        self.unlink(index, found, pool);
+        while found > order {
+            found -= 1;
+            self.push(index + (1 << found), found, pool);
+        }
+        let word = Word::new(State::Allocated, owner as u64, order, pool);
+        self.set(index, Word(word.0 | 1));
+        Some(self.pa(index))
+    }
+
+    /// The allocated block that `pa` lies in: its first address, order and owner.
+    pub fn block_of(&self, pa: Pa) -> Option<(Pa, u8, Owner)> {
+        for order in 0..=MAX_ORDER {
+            let head = pa.align_down(FRAME << order);
+            let index = self.index(head)?;
+            let word = self.word(index);
+            match word.state() {
+                State::Allocated if word.order() >= order => {
+                    return Some((head, word.order(), word.owner()?));
+                }
+                State::Tail => {}
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    fn head(&self, pa: Pa) -> (usize, Word) {
+        let index = self
+            .index(pa)
+            .unwrap_or_else(|| panic!("{pa} is not in the frame table"));
+        let word = self.word(index);
+        assert!(
+            word.state() == State::Allocated,
+            "{pa} is not the start of an allocated block"
+        );
+        (index, word)
+    }
+
+    /// Adds a reference to an allocated block.
+    pub fn hold(&mut self, pa: Pa) {
+        let (index, word) = self.head(pa);
+        assert!(
+            word.0 & REFERENCES < REFERENCES,
+            "too many references to {pa}"
+        );
+        self.set(index, Word(word.0 + 1));
+    }
+
+    /// References to an allocated block.
+    pub fn references(&self, pa: Pa) -> u64 {
+        self.head(pa).1.0 & REFERENCES
+    }
+
+    /// Drops a reference, and frees the block with the last.
+    pub fn release(&mut self, pa: Pa) -> Released {
+        let (index, word) = self.head(pa);
+        if word.0 & REFERENCES > 1 {
+            self.set(index, Word(word.0 - 1));
+            return Released::Shared;
+        }
+        self.insert(index, word.order(), word.pool());
+        Released::Freed
+    }
+
+    /// Makes an allocated block `2^order` blocks of one frame, each with the references it had.
+    pub fn split(&mut self, pa: Pa) {
+        let (index, word) = self.head(pa);
+        let Some(owner) = word.owner() else { return };
+        let single =
+            Word::new(State::Allocated, owner as u64, 0, word.pool()).0 | word.0 & REFERENCES;
+        for frame in index..index + (1 << word.order()) {
+            self.set(frame, Word(single));
+        }
+    }
+
+    /// Moves an allocated chunk of plain memory into the table pool, free. The caller has mapped it.
+    pub fn convert(&mut self, chunk: Pa) {
+        let (index, word) = self.head(chunk);
+        assert!(
+            word.order() == CHUNK_ORDER && word.pool() == Pool::Plain,
+            "{chunk} is not a plain chunk"
+        );
+        self.insert(index, CHUNK_ORDER, Pool::Table);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    fn words(count: usize) -> Vec<AtomicU64> {
+        (0..count).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    #[test]
+    fn everything_added_can_be_taken_once() {
+        let words = words(1000);
+        let base = Pa::new(0x4000_0000);
+        let mut frames = Frames::new(&words, base);
+        frames.add(Pa::new(0x4000_3001), Pa::new(0x4000_0000 + 999 * FRAME + 5));
+        assert_eq!(frames.total_frames(), 999 - 4);
+        let mut seen = Vec::new();
+        while let Some(pa) = frames.allocate(0, Pool::Plain, Owner::Anonymous) {
+            assert!(!seen.contains(&pa));
+            seen.push(pa);
+        }
+        assert_eq!(seen.len() as u64, frames.total_frames());
+        for pa in seen {
+            assert_eq!(frames.release(pa), Released::Freed);
+        }
+        assert_eq!(frames.free_frames(Pool::Plain), frames.total_frames());
+        assert_eq!(
+            frames.allocate(9, Pool::Plain, Owner::Heap),
+            Some(Pa::new(0x4020_0000))
+        );
+    }
+
+    #[test]
+    fn a_split_block_is_freed_frame_by_frame() {
+        let words = words(1024);
+        let mut frames = Frames::new(&words, Pa::new(0));
+        frames.add(Pa::new(0), Pa::new(1024 * FRAME));
+        let block = frames.allocate(9, Pool::Plain, Owner::Anonymous).unwrap();
+        frames.split(block);
+        for n in 0..512 {
+            assert_eq!(
+                frames
+                    .block_of(Pa::new(block.raw() + n * FRAME + 7))
+                    .unwrap()
+                    .1,
+                0
+            );
+            assert_eq!(
+                frames.release(Pa::new(block.raw() + n * FRAME)),
+                Released::Freed
+            );
+        }
+        assert_eq!(
+            frames.allocate(10, Pool::Plain, Owner::Anonymous),
+            Some(Pa::new(0))
+        );
+    }
+
+    #[test]
+    fn a_converted_chunk_serves_the_table_pool_only() {
+        let words = words(1024);
+        let mut frames = Frames::new(&words, Pa::new(0));
+        frames.add(Pa::new(0), Pa::new(1024 * FRAME));
+        assert_eq!(frames.allocate(0, Pool::Table, Owner::Table), None);
+        let chunk = frames
+            .allocate(CHUNK_ORDER, Pool::Plain, Owner::Kernel)
+            .unwrap();
+        frames.convert(chunk);
+        let page = frames.allocate(0, Pool::Table, Owner::Table).unwrap();
+        assert_eq!(page.align_down(FRAME << CHUNK_ORDER), chunk);
+        assert_eq!(frames.block_of(page), Some((page, 0, Owner::Table)));
+        frames.release(page);
+        assert_eq!(frames.free_frames(Pool::Table), 512);
+        assert_eq!(frames.free_frames(Pool::Plain), 512);
+    }
+
+    #[test]
+    fn references_keep_a_block() {
+        let words = words(16);
+        let mut frames = Frames::new(&words, Pa::new(0));
+        frames.add(Pa::new(0), Pa::new(16 * FRAME));
+        let pa = frames.allocate(1, Pool::Plain, Owner::Anonymous).unwrap();
+        frames.hold(pa);
+        assert_eq!(frames.references(pa), 2);
+        assert_eq!(frames.release(pa), Released::Shared);
+        assert_eq!(frames.release(pa), Released::Freed);
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_never_overlap(operations in prop::collection::vec((0u8..6, 0usize..64, any::<bool>()), 1..200)) {
+            let words = words(512);
+            let mut frames = Frames::new(&words, Pa::new(0x8000_0000));
+            frames.add(Pa::new(0x8000_0000), Pa::new(0x8000_0000 + 500 * FRAME));
+            let mut held: Vec<(Pa, u8)> = Vec::new();
+            for (order, pick, take) in operations {
+                if take {
+                    if let Some(pa) = frames.allocate(order, Pool::Plain, Owner::Anonymous) {
+                        prop_assert!(pa.is_aligned(FRAME << order));
+                        for &(other, size) in &held {
+                            let disjoint = pa.raw() + (FRAME << order) <= other.raw() || other.raw() + (FRAME << size) <= pa.raw();
+                            prop_assert!(disjoint, "{pa:?} overlaps {other:?}");
+                        }
+                        held.push((pa, order));
+                    }
+                } else if !held.is_empty() {
+                    let (pa, order) = held.swap_remove(pick % held.len());
+                    prop_assert_eq!(frames.block_of(pa).map(|block| block.1), Some(order));
+                    frames.release(pa);
+                }
+                let used: u64 = held.iter().map(|&(_, order)| 1u64 << order).sum();
+                prop_assert_eq!(frames.free_frames(Pool::Plain) + used, 500);
+            }
+            for (pa, _) in held {
+                frames.release(pa);
+            }
+            prop_assert_eq!(frames.free_frames(Pool::Plain), 500);
+        }
+    }
+}

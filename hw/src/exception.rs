@@ -1,0 +1,87 @@
+//! An exception taken at EL2 itself: a fallible access that failed, or a bug.
+
+use crate::boot::IMAGE_BASE;
+use crate::copy;
+use crate::guest::Frame;
+use crate::regs::mrs;
+
+macro_rules! say {
+    ($($arg:tt)*) => {
+        crate::uart::print_unlocked(format_args!("{}\n", format_args!($($arg)*)))
+    };
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn umbra_el2_exception(frame: &mut Frame, kind: u64) {
+    let esr = mrs!("esr_el2");
+    let far = mrs!("far_el2");
+    if kind == 0
+        && esr >> 26 == 0x25
+        && let Some(target) = copy::fixup(frame.pc)
+    {
+        frame.x[0] = far;
+        frame.x[1] = esr;
+        frame.pc = target;
+        return;
+    }
+    let names = [
+        "EL2h sync",
+        "EL2h IRQ",
+        "EL2h FIQ",
+        "EL2h SError",
+        "EL2t sync",
+        "EL2t IRQ",
+    ];
+    let name = names
+        .get(kind as usize)
+        .copied()
+        .unwrap_or("FIQ or AArch32");
+    say!(
+        "exception at EL2: {name}, ESR {esr:#010x} FAR {far:#018x} PC {:#018x} PSTATE {:#x}",
+        frame.pc,
+        frame.raw_pstate()
+    );
+    for (index, pair) in frame.x.chunks(3).enumerate() {
+        let n = index * 3;
+        match pair {
+            [a, b, c] => say!(
+                "x{n:<2} {a:#018x} x{:<2} {b:#018x} x{:<2} {c:#018x}",
+                n + 1,
+                n + 2
+            ),
+            rest => say!("x{n:<2} {rest:#018x?}"),
+        }
+    }
+    backtrace(frame.x[29], frame.pc);
+    panic!("unexpected exception at EL2: {name} ESR {esr:#010x} FAR {far:#018x}");
+}
+
+/// Prints the chain of frame records from `fp`.
+pub fn backtrace(mut fp: u64, pc: u64) {
+    say!("backtrace: {pc:#018x}");
+    for _ in 0..24 {
+        let in_stack = fp >= crate::mmu::STACKS && fp < IMAGE_BASE + (1 << 30);
+        if !in_stack || fp % 16 != 0 {
+            break;
+        }
+        // SAFETY: frame records lie on kernel stacks or the boot stack; a wild pointer in that range
+        // faults into a second panic, which stops.
+        let (next, lr) = unsafe { (*(fp as *const u64), *((fp + 8) as *const u64)) };
+        if lr == 0 {
+            break;
+        }
+        say!("           {:#018x}", lr.wrapping_sub(4));
+        fp = next;
+    }
+}
+
+/// The frame pointer of the caller, for a backtrace of a panic.
+#[inline(always)]
+pub fn frame_pointer() -> u64 {
+    let fp: u64;
+    // SAFETY: reads a register.
+    unsafe {
+        core::arch::asm!("mov {}, x29", out(reg) fp, options(nomem, nostack, preserves_flags))
+    };
+    fp
+}

@@ -1,0 +1,586 @@
+//! Running a vCPU, and the registers of EL1 that stay loaded while umbra works.
+//!
+//! *Loaded* means: the EL1 registers of one [`VcpuRegs`] are in this CPU's hardware. They stay there
+//! across exits that umbra handles, across the VMM's turn at EL0 and across other threads, since
+//! neither umbra nor EL0 uses them. `loaded_on` names the CPU; whoever needs the values elsewhere
+//! asks that CPU for a [`save`](VcpuRegs::save).
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use umbra_arm64::Pa;
+
+use crate::regs::{insn, mrs, msr};
+use crate::vectors::{self, CAUSE_IRQ, CAUSE_SERROR, CAUSE_SYNC};
+use crate::{fp, mem, percpu, user};
+
+/// The general registers of a vCPU. The assembly knows the layout.
+#[derive(Clone, Debug)]
+#[repr(C)]
+pub struct Frame {
+    /// X0 to X30.
+    pub x: [u64; 31],
+    /// Program counter.
+    pub pc: u64,
+    pstate: u64,
+}
+
+impl Default for Frame {
+    fn default() -> Self {
+        Self {
+            x: [0; 31],
+            pc: 0,
+            pstate: HwPstate::EL1H_MASKED.0,
+        }
+    }
+}
+
+/// A PSTATE that may go into SPSR_EL2 when a guest is entered: EL0t, EL1t or EL1h in AArch64, and
+/// only bits the architecture defines. EL2's own modes cannot be named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HwPstate(u64);
+
+impl HwPstate {
+    /// EL1h with D, A, I, F masked: the reset value of a vCPU.
+    pub const EL1H_MASKED: Self = Self(0x3c5);
+    /// N Z C V, TCO, DIT, UAO, PAN, SS, IL, SSBS, BTYPE, DAIF, M.
+    const ALLOWED: u64 = 0xf000_0000 | 0x03c0_0000 | 0x30_0000 | 1 << 12 | 0b11 << 10 | 0x3cf;
+
+    /// `raw` as a guest's PSTATE, undefined bits dropped; `None` for a mode a guest cannot have.
+    pub const fn new(raw: u64) -> Option<Self> {
+        match raw & 0x1f {
+            0b0_0000 | 0b0_0100 | 0b0_0101 => Some(Self(raw & Self::ALLOWED)),
+            _ => None,
+        }
+    }
+
+    /// The bits.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+}
+
+impl Frame {
+    /// PSTATE as saved at the last exit or set since.
+    pub fn pstate(&self) -> HwPstate {
+        HwPstate(self.pstate)
+    }
+
+    /// Sets PSTATE for the next entry.
+    pub fn set_pstate(&mut self, pstate: HwPstate) {
+        self.pstate = pstate.0;
+    }
+
+    pub(crate) fn raw_pstate(&self) -> u64 {
+        self.pstate
+    }
+}
+
+/// Why a guest stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// A synchronous exception to EL2.
+    Sync {
+        /// ESR_EL2.
+        esr: u64,
+        /// FAR_EL2; meaningful for the classes that write it.
+        far: u64,
+        /// HPFAR_EL2; UNKNOWN for many faults, see the classification.
+        hpfar: u64,
+    },
+    /// A physical interrupt is pending; nothing was acknowledged.
+    Irq,
+    /// A physical SError.
+    SError {
+        /// ESR_EL2.
+        esr: u64,
+    },
+}
+
+/// Runs the guest whose registers are loaded until its next exit.
+pub fn run(frame: &mut Frame, hcr: u64, fp: &mut fp::FpState) -> Exit {
+    fp.load();
+    set_hcr(hcr);
+    user::set_vbar(vectors::guest_vectors());
+    // SAFETY: PSTATE is an `HwPstate` (the hardware wrote it at the last exit, or `set_pstate`), so
+    // ERET goes to EL1 or EL0, which reach memory only through the VTTBR_EL2 that was loaded.
+    let cause = unsafe { vectors::umbra_enter_guest(frame) };
+    match cause {
+        CAUSE_SYNC => Exit::Sync {
+            esr: mrs!("esr_el2"),
+            far: mrs!("far_el2"),
+            hpfar: mrs!("hpfar_el2"),
+        },
+        CAUSE_IRQ => Exit::Irq,
+        CAUSE_SERROR => Exit::SError {
+            esr: mrs!("esr_el2"),
+        },
+        other => unreachable!("the vectors leave one of three causes, not {other}"),
+    }
+}
+
+/// Writes HCR_EL2 if it differs from what stands there.
+pub(crate) fn set_hcr(hcr: u64) {
+    let this = percpu::this();
+    if this.hcr.get() != hcr {
+        // SAFETY: callers pass `HCR_HOST`-like values with E2H, RW, IMO, FMO and AMO set, so umbra's
+        // own regime and interrupt routing do not change.
+        unsafe {
+            msr!("hcr_el2", hcr | REQUIRED_HCR);
+            insn!("isb");
+        }
+        this.hcr.set(hcr);
+    }
+}
+
+/// No guest's traps, debug or statistics until one is loaded.
+pub(crate) fn init_cpu() {
+    // SAFETY: debug traps and counters of guests; umbra uses neither. MDSCR_EL1 stays zero as long
+    // as guests' debug registers are emulated.
+    unsafe {
+        msr!("mdcr_el2", 0);
+        msr!("s2_0_c0_c2_2", 0); // MDSCR_EL1
+        msr!("hstr_el2", 0);
+        msr!("s3_0_c1_c0_1", 0); // ACTLR_EL1
+        insn!("isb");
+    }
+}
+
+/// The bits without which EL2 would not be umbra's.
+const REQUIRED_HCR: u64 = crate::boot::HCR_E2H
+    | crate::boot::HCR_RW
+    | crate::boot::HCR_IMO
+    | crate::boot::HCR_FMO
+    | crate::boot::HCR_AMO;
+
+/// Writes VTTBR_EL2 if it differs; an ISB is the caller's.
+pub(crate) fn set_vttbr(vttbr: u64) {
+    let this = percpu::this();
+    if this.vttbr.get() != vttbr {
+        // SAFETY: a stage-2 root that the kernel keeps alive while any CPU has it loaded.
+        unsafe {
+            msr!("vttbr_el2", vttbr);
+            insn!("isb");
+        }
+        this.vttbr.set(vttbr);
+    }
+}
+
+/// VTTBR_EL2 as loaded on this CPU.
+pub fn loaded_vttbr() -> u64 {
+    percpu::this().vttbr.get()
+}
+
+/// Forgets the loaded stage 2 of this CPU if it is `vttbr`: before its tables are freed.
+pub fn unload_vttbr(vttbr: u64) {
+    if percpu::this().vttbr.get() == vttbr {
+        set_vttbr(0);
+    }
+}
+
+/// The registers that have a place in the VNCR page (Arm ARM D8.11, FEAT_NV2), at their offsets:
+/// what NV2 redirects there for a guest hypervisor is where umbra keeps it for every vCPU.
+#[repr(C, align(4096))]
+struct VncrPage([u64; 512]);
+
+/// Registers without a place in the VNCR page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+#[allow(missing_docs, reason = "the names are the registers'")]
+pub enum Extra {
+    Par,
+    TpidrEl1,
+    Cntkctl,
+    Csselr,
+    SpEl0,
+    TpidrEl0,
+    TpidrroEl0,
+    ApiaLo,
+    ApiaHi,
+    ApibLo,
+    ApibHi,
+    ApdaLo,
+    ApdaHi,
+    ApdbLo,
+    ApdbHi,
+    ApgaLo,
+    ApgaHi,
+}
+
+const EXTRAS: usize = Extra::ApgaHi as usize + 1;
+
+/// What the stage 2 and identification registers hold while a vCPU is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// VTTBR_EL2.
+    pub vttbr: u64,
+    /// VTCR_EL2.
+    pub vtcr: u64,
+    /// VMPIDR_EL2.
+    pub vmpidr: u64,
+    /// VPIDR_EL2.
+    pub vpidr: u64,
+    /// CNTVOFF_EL2, in ticks.
+    pub cntvoff: u64,
+    /// MDCR_EL2.
+    pub mdcr: u64,
+    /// Whether the machine has PAuth keys to switch.
+    pub pauth: bool,
+}
+
+/// The EL1 and EL0 system registers of one vCPU.
+pub struct VcpuRegs {
+    page: Box<VncrPage>,
+    extra: [u64; EXTRAS],
+    /// CPU number + 1 where loaded, 0 where not.
+    loaded_on: AtomicU32,
+    /// Whether SP_EL0, TPIDR_EL0 and TPIDRRO_EL0 are this vCPU's too.
+    el0_loaded: bool,
+    pauth: bool,
+}
+
+macro_rules! el1_registers {
+    ($each:ident) => {
+        $each!(0x110, "s3_5_c1_c0_0"); // SCTLR_EL12
+        $each!(0x100, "s3_5_c1_c0_2"); // CPACR_EL12
+        $each!(0x200, "s3_5_c2_c0_0"); // TTBR0_EL12
+        $each!(0x210, "s3_5_c2_c0_1"); // TTBR1_EL12
+        $each!(0x120, "s3_5_c2_c0_2"); // TCR_EL12
+        $each!(0x138, "s3_5_c5_c2_0"); // ESR_EL12
+        $each!(0x128, "s3_5_c5_c1_0"); // AFSR0_EL12
+        $each!(0x130, "s3_5_c5_c1_1"); // AFSR1_EL12
+        $each!(0x220, "s3_5_c6_c0_0"); // FAR_EL12
+        $each!(0x140, "s3_5_c10_c2_0"); // MAIR_EL12
+        $each!(0x148, "s3_5_c10_c3_0"); // AMAIR_EL12
+        $each!(0x250, "s3_5_c12_c0_0"); // VBAR_EL12
+        $each!(0x108, "s3_5_c13_c0_1"); // CONTEXTIDR_EL12
+        $each!(0x230, "s3_5_c4_c0_1"); // ELR_EL12
+        $each!(0x160, "s3_5_c4_c0_0"); // SPSR_EL12
+        $each!(0x240, "s3_4_c4_c1_0"); // SP_EL1
+        $each!(0x168, "s3_5_c14_c3_2"); // CNTV_CVAL_EL02
+        $each!(0x170, "s3_5_c14_c3_1"); // CNTV_CTL_EL02
+        $each!(0x178, "s3_5_c14_c2_2"); // CNTP_CVAL_EL02
+        $each!(0x180, "s3_5_c14_c2_1"); // CNTP_CTL_EL02
+    };
+}
+
+macro_rules! extra_registers {
+    ($each:ident) => {
+        $each!(Extra::Par, "s3_0_c7_c4_0");
+        $each!(Extra::TpidrEl1, "s3_0_c13_c0_4");
+        $each!(Extra::Cntkctl, "s3_5_c14_c1_0");
+        $each!(Extra::Csselr, "s3_2_c0_c0_0");
+    };
+}
+
+macro_rules! pauth_registers {
+    ($each:ident) => {
+        $each!(Extra::ApiaLo, "s3_0_c2_c1_0");
+        $each!(Extra::ApiaHi, "s3_0_c2_c1_1");
+        $each!(Extra::ApibLo, "s3_0_c2_c1_2");
+        $each!(Extra::ApibHi, "s3_0_c2_c1_3");
+        $each!(Extra::ApdaLo, "s3_0_c2_c2_0");
+        $each!(Extra::ApdaHi, "s3_0_c2_c2_1");
+        $each!(Extra::ApdbLo, "s3_0_c2_c2_2");
+        $each!(Extra::ApdbHi, "s3_0_c2_c2_3");
+        $each!(Extra::ApgaLo, "s3_0_c2_c3_0");
+        $each!(Extra::ApgaHi, "s3_0_c2_c3_1");
+    };
+}
+
+macro_rules! el0_registers {
+    ($each:ident) => {
+        $each!(Extra::SpEl0, "s3_0_c4_c1_0");
+        $each!(Extra::TpidrEl0, "s3_3_c13_c0_2");
+        $each!(Extra::TpidrroEl0, "s3_3_c13_c0_3");
+    };
+}
+
+/// Whether a register at this VNCR offset is in hardware while the vCPU is loaded.
+fn is_live(offset: u16) -> bool {
+    let mut live = false;
+    macro_rules! check {
+        ($offset:literal, $name:literal) => {
+            live |= offset == $offset;
+        };
+    }
+    el1_registers!(check);
+    live
+}
+
+impl Default for VcpuRegs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl VcpuRegs {
+    /// All zero, loaded nowhere.
+    pub fn new() -> Self {
+        Self {
+            page: Box::new(VncrPage([0; 512])),
+            extra: [0; EXTRAS],
+            loaded_on: AtomicU32::new(0),
+            el0_loaded: false,
+            pauth: false,
+        }
+    }
+
+    /// The CPU that holds these registers, if any.
+    pub fn loaded_on(&self) -> Option<usize> {
+        self.loaded_on
+            .load(Ordering::Acquire)
+            .checked_sub(1)
+            .map(|cpu| cpu as usize)
+    }
+
+    /// Whether they are in this CPU's hardware.
+    pub fn is_loaded_here(&self) -> bool {
+        self.loaded_on() == Some(percpu::cpu())
+    }
+
+    /// Physical address of the page, for VNCR_EL2 and for poison tests.
+    pub fn page_pa(&self) -> Option<Pa> {
+        mem::heap_pa(core::ptr::from_ref(&*self.page) as u64).map(Pa::new)
+    }
+
+    /// The register at a VNCR offset (bytes, a multiple of 8 below 4096): from hardware if loaded
+    /// here. It must not be loaded on another CPU.
+    pub fn get(&self, offset: u16) -> u64 {
+        if self.is_loaded_here() && is_live(offset) {
+            return read_live(offset);
+        }
+        debug_assert!(
+            self.loaded_on().is_none() || !is_live(offset),
+            "registers read while loaded elsewhere"
+        );
+        self.page.0[usize::from(offset / 8) % 512]
+    }
+
+    /// Sets the register at a VNCR offset, in hardware too if loaded here.
+    pub fn set(&mut self, offset: u16, value: u64) {
+        if self.is_loaded_here() && is_live(offset) {
+            write_live(offset, value);
+        }
+        debug_assert!(
+            self.is_loaded_here() || self.loaded_on().is_none(),
+            "registers written while loaded elsewhere"
+        );
+        self.page.0[usize::from(offset / 8) % 512] = value;
+    }
+
+    /// A register outside the VNCR page.
+    pub fn extra(&self, which: Extra) -> u64 {
+        if self.is_loaded_here()
+            && (!is_el0(which) || self.el0_loaded)
+            && (!is_pauth(which) || self.pauth)
+        {
+            return read_live_extra(which);
+        }
+        self.extra[which as usize]
+    }
+
+    /// Sets a register outside the VNCR page.
+    pub fn set_extra(&mut self, which: Extra, value: u64) {
+        if self.is_loaded_here()
+            && (!is_el0(which) || self.el0_loaded)
+            && (!is_pauth(which) || self.pauth)
+        {
+            write_live_extra(which, value);
+        }
+        self.extra[which as usize] = value;
+    }
+
+    /// Puts the EL1 registers and the machine's into hardware. They must be loaded nowhere, and no
+    /// other vCPU's may be loaded here.
+    pub fn load(&mut self, machine: &Machine) {
+        assert!(
+            self.loaded_on().is_none(),
+            "loading registers that are loaded already"
+        );
+        self.pauth = machine.pauth;
+        // SAFETY: EL1's registers and the guest-facing EL2 ones change nothing for umbra, which runs
+        // in the EL2&0 regime. The DSB ends walks of the previous EL1&0 context first.
+        unsafe {
+            insn!("dsb nsh");
+            macro_rules! load {
+                ($offset:literal, $name:literal) => {
+                    msr!($name, self.page.0[$offset / 8]);
+                };
+            }
+            el1_registers!(load);
+            macro_rules! load_extra {
+                ($which:expr, $name:literal) => {
+                    msr!($name, self.extra[$which as usize]);
+                };
+            }
+            extra_registers!(load_extra);
+            if machine.pauth {
+                pauth_registers!(load_extra);
+            }
+            msr!("vtcr_el2", machine.vtcr);
+            msr!("vmpidr_el2", machine.vmpidr);
+            msr!("vpidr_el2", machine.vpidr);
+            msr!("cntvoff_el2", machine.cntvoff);
+            msr!("mdcr_el2", machine.mdcr);
+        }
+        set_vttbr(machine.vttbr);
+        // SAFETY: a barrier.
+        unsafe { insn!("isb") };
+        self.loaded_on
+            .store(percpu::cpu() as u32 + 1, Ordering::Release);
+    }
+
+    /// Takes the registers back from this CPU's hardware.
+    pub fn save(&mut self) {
+        assert!(
+            self.is_loaded_here(),
+            "saving registers that are not loaded here"
+        );
+        self.save_el0();
+        macro_rules! save {
+            ($offset:literal, $name:literal) => {
+                self.page.0[$offset / 8] = mrs!($name);
+            };
+        }
+        el1_registers!(save);
+        macro_rules! save_extra {
+            ($which:expr, $name:literal) => {
+                self.extra[$which as usize] = mrs!($name);
+            };
+        }
+        extra_registers!(save_extra);
+        if self.pauth {
+            pauth_registers!(save_extra);
+        }
+        // SAFETY: stops the guest's timers on this CPU; their state was saved above.
+        unsafe {
+            msr!("s3_5_c14_c3_1", 0);
+            msr!("s3_5_c14_c2_1", 0);
+            insn!("isb");
+        }
+        self.loaded_on.store(0, Ordering::Release);
+    }
+
+    /// Puts SP_EL0 and the thread pointers into hardware, for the time the guest runs.
+    pub fn load_el0(&mut self) {
+        assert!(self.is_loaded_here());
+        if !self.el0_loaded {
+            // SAFETY: umbra uses none of them; a process's are put back by its next entry.
+            unsafe {
+                macro_rules! load {
+                    ($which:expr, $name:literal) => {
+                        msr!($name, self.extra[$which as usize]);
+                    };
+                }
+                el0_registers!(load);
+            }
+            self.el0_loaded = true;
+        }
+    }
+
+    /// Takes SP_EL0 and the thread pointers back, before EL0 or another thread runs.
+    pub fn save_el0(&mut self) {
+        if self.el0_loaded {
+            macro_rules! save {
+                ($which:expr, $name:literal) => {
+                    self.extra[$which as usize] = mrs!($name);
+                };
+            }
+            el0_registers!(save);
+            // SAFETY: TPIDRRO_EL0 is not a process's to see.
+            unsafe { msr!("s3_3_c13_c0_3", 0) };
+            self.el0_loaded = false;
+        }
+    }
+}
+
+impl Drop for VcpuRegs {
+    fn drop(&mut self) {
+        assert!(
+            self.loaded_on().is_none(),
+            "registers are freed while a CPU has them loaded"
+        );
+    }
+}
+
+fn is_el0(which: Extra) -> bool {
+    matches!(which, Extra::SpEl0 | Extra::TpidrEl0 | Extra::TpidrroEl0)
+}
+
+fn is_pauth(which: Extra) -> bool {
+    which as usize >= Extra::ApiaLo as usize
+}
+
+fn read_live(offset: u16) -> u64 {
+    let mut value = 0;
+    macro_rules! read {
+        ($offset:literal, $name:literal) => {
+            if offset == $offset {
+                value = mrs!($name);
+            }
+        };
+    }
+    el1_registers!(read);
+    value
+}
+
+fn write_live(offset: u16, value: u64) {
+    macro_rules! write {
+        ($offset:literal, $name:literal) => {
+            if offset == $offset {
+                // SAFETY: as in `load`.
+                unsafe { msr!($name, value) };
+            }
+        };
+    }
+    el1_registers!(write);
+}
+
+fn read_live_extra(which: Extra) -> u64 {
+    let mut value = 0;
+    macro_rules! read {
+        ($which:expr, $name:literal) => {
+            if which == $which {
+                value = mrs!($name);
+            }
+        };
+    }
+    extra_registers!(read);
+    pauth_registers!(read);
+    el0_registers!(read);
+    value
+}
+
+fn write_live_extra(which: Extra, value: u64) {
+    macro_rules! write {
+        ($which:expr, $name:literal) => {
+            if which == $which {
+                // SAFETY: as in `load`.
+                unsafe { msr!($name, value) };
+            }
+        };
+    }
+    extra_registers!(write);
+    pauth_registers!(write);
+    el0_registers!(write);
+}
+
+/// Translates a guest virtual address with the loaded guest's own stage 1 (AT S1E1R): the IPA page,
+/// or `None` where the walk fails. PAR_EL1 is the guest's and is put back.
+pub fn translate_stage1(va: u64, hcr: u64) -> Option<umbra_arm64::Ipa> {
+    let old = percpu::this().hcr.get();
+    set_hcr(hcr);
+    let par_before = mrs!("s3_0_c7_c4_0");
+    // SAFETY: AT reads tables through the guest's own translation and writes PAR_EL1 only; PAR_EL1
+    // is restored below.
+    unsafe {
+        insn!("at s1e1r, {}", va);
+        insn!("isb");
+    }
+    let par = mrs!("s3_0_c7_c4_0");
+    // SAFETY: as above.
+    unsafe { msr!("s3_0_c7_c4_0", par_before) };
+    set_hcr(old);
+    (par & 1 == 0).then(|| umbra_arm64::Ipa::new(par & 0x000f_ffff_ffff_f000))
+}

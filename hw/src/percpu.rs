@@ -1,0 +1,82 @@
+//! What the machine side keeps for each CPU, found through TPIDR_EL2.
+
+use core::cell::Cell;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::boot::HCR_HOST;
+use crate::regs::{mrs, msr};
+
+/// CPUs that umbra can bring up.
+pub const MAX_CPUS: usize = 16;
+
+/// The machine state of one CPU that is cached because reading it back costs more.
+#[repr(C)]
+pub(crate) struct PerCpu {
+    /// Stack pointer for `secondary_entry`; must stay first.
+    pub(crate) boot_sp: AtomicU64,
+    pub(crate) index: AtomicU32,
+    /// HCR_EL2 as it stands in the register.
+    pub(crate) hcr: Cell<u64>,
+    /// VBAR_EL2 as it stands.
+    pub(crate) vbar: Cell<u64>,
+    /// VTTBR_EL2 as it stands.
+    pub(crate) vttbr: Cell<u64>,
+    /// TTBR0_EL2 as it stands.
+    pub(crate) ttbr0: Cell<u64>,
+    /// Whose FP registers are loaded: 0 nobody's, else the address of an `FpState`.
+    pub(crate) fp_owner: Cell<usize>,
+    /// CPACR/CPTR as it stands: whether EL0 traps FP.
+    pub(crate) fp_trap: Cell<bool>,
+    /// Redistributor base of this CPU.
+    pub(crate) gicr: Cell<usize>,
+    /// Addresses for the temporary mapping windows.
+    pub(crate) window_busy: Cell<bool>,
+}
+
+// SAFETY: the `Cell`s are only reached through `this()`, that is by the CPU they belong to, which
+// runs umbra with interrupts masked; the other fields are atomics.
+unsafe impl Sync for PerCpu {}
+
+impl PerCpu {
+    const fn new() -> Self {
+        Self {
+            boot_sp: AtomicU64::new(0),
+            index: AtomicU32::new(0),
+            hcr: Cell::new(HCR_HOST),
+            vbar: Cell::new(0),
+            vttbr: Cell::new(0),
+            ttbr0: Cell::new(0),
+            fp_owner: Cell::new(0),
+            fp_trap: Cell::new(false),
+            gicr: Cell::new(0),
+            window_busy: Cell::new(false),
+        }
+    }
+}
+
+static PER_CPU: [PerCpu; MAX_CPUS] = [const { PerCpu::new() }; MAX_CPUS];
+
+/// The slot of CPU `index`, for handing it its boot stack.
+pub(crate) fn slot(index: usize) -> &'static PerCpu {
+    &PER_CPU[index]
+}
+
+/// This CPU's slot.
+pub(crate) fn this() -> &'static PerCpu {
+    let slot = mrs!("tpidr_el2") as *const PerCpu;
+    // SAFETY: `install` stored the address of a `PerCpu` static before anything else ran here.
+    unsafe { &*slot }
+}
+
+/// Makes `index` this CPU's number. Called once per CPU, first of all.
+pub(crate) fn install(index: usize) {
+    let slot = slot(index);
+    slot.index.store(index as u32, Ordering::Relaxed);
+    // SAFETY: TPIDR_EL2 is umbra's alone.
+    unsafe { msr!("tpidr_el2", core::ptr::from_ref(slot) as u64) };
+}
+
+/// This CPU's number, from 0.
+pub fn cpu() -> usize {
+    this().index.load(Ordering::Relaxed) as usize
+}

@@ -1,0 +1,135 @@
+//! TLB maintenance, by the regime it is for.
+//!
+//! umbra's own regime (EL2&0: its half and its processes) is maintained by the EL2 forms, which do
+//! not depend on HCR_EL2.TGE. A guest's regime is reached only with TGE=0 and its VMID loaded
+//! (Arm ARM D8.17): [`Stage2`] sees to both and puts back what was there.
+
+use umbra_arm64::Pa;
+
+use crate::boot::HCR_TGE;
+use crate::regs::{insn, msr};
+use crate::{guest, percpu};
+
+/// Maintenance of EL2&0 entries of one process.
+#[derive(Clone, Copy, Debug)]
+pub struct Process {
+    asid: u16,
+}
+
+impl Process {
+    /// For the process with this ASID.
+    pub const fn new(asid: u16) -> Self {
+        Self { asid }
+    }
+
+    /// Forgets pages `[va, va + pages * 4 KiB)`, on every CPU, and waits.
+    pub fn pages(self, va: u64, pages: u64) {
+        if pages > 128 {
+            return Self::everything();
+        }
+        let asid = u64::from(self.asid) << 48;
+        // SAFETY: TLB maintenance removes cached translations; it cannot make one.
+        unsafe {
+            insn!("dsb ishst");
+            for page in 0..pages {
+                insn!(
+                    "tlbi vae2is, {}",
+                    asid | (va >> 12) + page & 0xfff_ffff_ffff
+                );
+            }
+            insn!("dsb ish");
+            insn!("isb");
+        }
+    }
+
+    /// Forgets every EL2 entry on every CPU, and waits.
+    pub fn everything() {
+        // SAFETY: as above.
+        unsafe {
+            insn!("dsb ishst");
+            insn!("tlbi alle2is");
+            insn!("dsb ish");
+            insn!("isb");
+        }
+    }
+}
+
+/// The TLB entries of one VMID, for the time of a closure.
+#[derive(Debug)]
+pub struct Stage2(());
+
+impl Stage2 {
+    /// Runs `work` with the VMID of `vttbr` loaded and TGE clear, then waits for its effects on
+    /// every CPU and puts back what was loaded before.
+    pub fn with(vttbr: u64, work: impl FnOnce(&Stage2)) {
+        let this = percpu::this();
+        let old_hcr = this.hcr.get();
+        let old_vttbr = this.vttbr.get();
+        guest::set_hcr(old_hcr & !HCR_TGE);
+        guest::set_vttbr(vttbr);
+        // SAFETY: barriers; table changes before this call are visible to every walker first.
+        unsafe {
+            insn!("dsb ishst");
+            insn!("isb");
+        }
+        work(&Stage2(()));
+        // SAFETY: a barrier.
+        unsafe { insn!("isb") };
+        if old_vttbr != vttbr {
+            guest::set_vttbr(old_vttbr);
+        }
+        guest::set_hcr(old_hcr);
+    }
+
+    /// Forgets stage-2 and combined entries of 4 KiB pages from `ipa`; `ttl` is the level hint of
+    /// the operand (0 where unknown). Complete for every CPU on return.
+    pub fn ipa(&self, ipa: u64, step: u64, count: u64, ttl: u64) {
+        // SAFETY: TLB maintenance removes cached translations only.
+        unsafe {
+            for index in 0..count {
+                let operand = (ipa + index * step) >> 12 & 0xf_ffff_ffff | (ttl & 0xf) << 44;
+                insn!("tlbi ipas2e1is, {}", operand);
+            }
+            insn!("dsb ish");
+            // Combined entries are tagged by VA: only the whole VMID's stage 1 covers them.
+            insn!("tlbi vmalle1is");
+            insn!("dsb ish");
+        }
+    }
+
+    /// Forgets stage-1 and stage-2 entries of the VMID on every CPU.
+    pub fn all(&self) {
+        // SAFETY: as above.
+        unsafe {
+            insn!("tlbi vmalls12e1is");
+            insn!("dsb ish");
+        }
+    }
+
+    /// Forgets, on this CPU alone, the VMID's stage-1 entries and the instruction cache: another
+    /// vCPU with the same VMID ran here before.
+    pub fn local(&self) {
+        // SAFETY: as above.
+        unsafe {
+            insn!("tlbi vmalle1");
+            insn!("ic iallu");
+            insn!("dsb nsh");
+        }
+    }
+}
+
+/// The value of VTTBR_EL2 for a root table and a VMID.
+pub fn vttbr(root: Pa, vmid: u16) -> u64 {
+    root.raw() | u64::from(vmid) << 48
+}
+
+/// Forgets everything of every guest on this CPU. Boot only.
+pub(crate) fn guests_local() {
+    // SAFETY: as above; `secure_entry` code has no guest loaded.
+    unsafe {
+        insn!("tlbi alle1");
+        insn!("dsb nsh");
+        insn!("isb");
+        msr!("vttbr_el2", 0);
+    }
+}

@@ -1,5 +1,7 @@
 //! Log lines on stderr, and nothing else: no time, no colour, no configuration.
 
+use std::io::Write;
+
 use log::{LevelFilter, Log, Metadata, Record};
 
 struct Stderr;
@@ -11,10 +13,17 @@ impl Log for Stderr {
 
     fn log(&self, record: &Record<'_>) {
         let level = record.level().as_str().to_ascii_lowercase();
-        eprintln!("umbra-vmm: {level}: {}", record.args());
+        say(&format!("{level}: {}", record.args()));
     }
 
     fn flush(&self) {}
+}
+
+/// Tells the user one line, in one write so that it stays whole among others. Nobody is left
+/// to tell when stderr is closed.
+pub fn say(text: &str) {
+    let line = format!("umbra-vmm: {text}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// Shows messages down to `level`. Later calls only change the level.

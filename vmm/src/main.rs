@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use umbra_vmm::error::{Error, Result};
-use umbra_vmm::logger;
+use umbra_vmm::logger::{self, say};
 use umbra_vmm::options::{self, Options, Request};
 use umbra_vmm::stop::Stop;
 
@@ -34,16 +34,16 @@ fn main() -> ExitCode {
 fn ended(stop: &Stop) -> u8 {
     match stop {
         Stop::PowerOff => {}
-        Stop::Reset => eprintln!("umbra-vmm: the guest asked for a reset"),
-        Stop::Crash => eprintln!("umbra-vmm: the guest crashed"),
-        Stop::User => eprintln!("umbra-vmm: ended by Ctrl-A x"),
-        Stop::Failed(text) => eprintln!("umbra-vmm: {text}"),
+        Stop::Reset => say("the guest asked for a reset"),
+        Stop::Crash => say("the guest crashed"),
+        Stop::User => say("ended by Ctrl-A x"),
+        Stop::Failed(text) => say(text),
     }
     stop.status()
 }
 
 fn failed(error: &Error) -> u8 {
-    eprintln!("umbra-vmm: {error}");
+    say(&error.to_string());
     error.status()
 }
 

@@ -1,0 +1,173 @@
+//! A test program for the Linux side of umbra: eight threads that use what std's threads rest
+//! on, namely futexes (mutex, condition variable, channel, park), atomics, sleep, and memory
+//! that comes and goes. Each part has one right answer, and it is checked.
+//!
+//! Ends with `el0-threads: ok` and status 0, or says what was wrong and ends with status 1.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, Condvar, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const THREADS: u64 = 8;
+const ROUNDS: u64 = 2000;
+
+type Part = fn() -> Result<(), String>;
+
+fn main() -> ExitCode {
+    let parts: [(&str, Part); 6] = [
+        ("mutex and atomics", counters),
+        ("condition variable", ring),
+        ("channel", channel),
+        ("barrier", barrier),
+        ("sleep", sleep),
+        ("memory", memory),
+    ];
+    for (name, part) in parts {
+        if let Err(why) = part() {
+            println!("el0-threads: {name}: {why}");
+            return ExitCode::FAILURE;
+        }
+    }
+    println!("el0-threads: ok");
+    ExitCode::SUCCESS
+}
+
+fn expect(what: &str, seen: u64, wanted: u64) -> Result<(), String> {
+    if seen == wanted {
+        return Ok(());
+    }
+    Err(format!("{what} is {seen}, not {wanted}"))
+}
+
+/// Runs `work` on every thread and gives its results in order.
+fn on_all<T, F>(work: F) -> Result<Vec<T>, String>
+where
+    T: Send,
+    F: Fn(u64) -> T + Sync,
+{
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = (0..THREADS).map(|n| scope.spawn(move || work(n))).collect();
+        threads
+            .into_iter()
+            .map(|t| t.join().map_err(|_| "a thread panicked".to_string()))
+            .collect()
+    })
+}
+
+/// A sum under a lock and one by atomic additions: neither loses any.
+fn counters() -> Result<(), String> {
+    let locked = Mutex::new(0u64);
+    let atomic = AtomicU64::new(0);
+    on_all(|n| {
+        for i in 0..ROUNDS {
+            *locked.lock().expect("no holder panics") += i;
+            atomic.fetch_add(n, Ordering::Relaxed);
+        }
+    })?;
+    let sum = *locked.lock().expect("no holder panics");
+    expect("locked sum", sum, THREADS * ROUNDS * (ROUNDS - 1) / 2)?;
+    expect(
+        "atomic sum",
+        atomic.into_inner(),
+        ROUNDS * THREADS * (THREADS - 1) / 2,
+    )
+}
+
+/// A token goes around: each thread waits for its turn, so every wake-up has to arrive.
+fn ring() -> Result<(), String> {
+    let (turn, changed) = (Mutex::new(0u64), Condvar::new());
+    let laps = 50;
+    on_all(|n| {
+        for lap in 0..laps {
+            let mut turn = turn.lock().expect("no holder panics");
+            while *turn != lap * THREADS + n {
+                turn = changed.wait(turn).expect("no holder panics");
+            }
+            *turn += 1;
+            changed.notify_all();
+        }
+    })?;
+    expect(
+        "turns",
+        turn.into_inner().expect("no holder panics"),
+        laps * THREADS,
+    )
+}
+
+/// Many senders, one receiver, bounded, so that both sides have to wait.
+fn channel() -> Result<(), String> {
+    let (sender, receiver) = mpsc::sync_channel::<u64>(4);
+    let total = thread::spawn(move || receiver.iter().sum::<u64>());
+    let sender = Mutex::new(Some(sender));
+    on_all(|n| {
+        let sender = sender.lock().expect("no holder panics").clone();
+        let sender = sender.expect("taken only at the end");
+        (0..ROUNDS).filter(|i| sender.send(n * i).is_err()).count()
+    })?;
+    drop(sender);
+    let total = total.join().map_err(|_| "the receiver panicked")?;
+    let wanted = THREADS * (THREADS - 1) / 2 * (ROUNDS * (ROUNDS - 1) / 2);
+    expect("received sum", total, wanted)
+}
+
+/// Nobody leaves a barrier before all have come.
+fn barrier() -> Result<(), String> {
+    let (gate, arrived) = (Barrier::new(THREADS as usize), AtomicU64::new(0));
+    let early: u64 = on_all(|_| {
+        (1..=50)
+            .filter(|lap| {
+                arrived.fetch_add(1, Ordering::SeqCst);
+                gate.wait();
+                let early = arrived.load(Ordering::SeqCst) < lap * THREADS;
+                gate.wait();
+                early
+            })
+            .count() as u64
+    })?
+    .into_iter()
+    .sum();
+    expect("threads that left early", early, 0)
+}
+
+/// A sleep lasts at least as long as asked, and a park with a time limit ends.
+fn sleep() -> Result<(), String> {
+    let short: u64 = on_all(|n| {
+        let wanted = Duration::from_millis(5 + n);
+        let start = Instant::now();
+        thread::sleep(wanted);
+        let slept = start.elapsed();
+        thread::park_timeout(Duration::from_millis(1));
+        u64::from(slept < wanted)
+    })?
+    .into_iter()
+    .sum();
+    expect("sleeps that were too short", short, 0)
+}
+
+/// Blocks from a word to megabytes, filled, handed to another thread, checked and freed.
+fn memory() -> Result<(), String> {
+    let shared = Arc::new(Mutex::new(Vec::<Vec<u64>>::new()));
+    on_all(|n| {
+        for round in 0..40 {
+            let words = 1usize << (round % 18);
+            let block: Vec<u64> = (0..words as u64).map(|i| i ^ n).collect();
+            let mut shared = shared.lock().expect("no holder panics");
+            shared.push(block);
+            if round % 3 == 2 {
+                shared.swap_remove(0);
+            }
+        }
+    })?;
+    let blocks = shared.lock().expect("no holder panics");
+    expect("blocks left", blocks.len() as u64, THREADS * (40 - 13))?;
+    let broken = blocks.iter().filter(|block| {
+        let n = block[0];
+        n >= THREADS || block.iter().zip(0..).any(|(word, i)| *word != i ^ n)
+    });
+    expect("broken blocks", broken.count() as u64, 0)
+}

@@ -1,0 +1,194 @@
+//! Building the four kinds of binaries: the EL2 kernel and the guest payloads (bare metal, turned
+//! into Images), and the programs of EL0 (static musl executables).
+//!
+//! Each is built by an explicit `-p … --target …`, because one workspace build cannot give packages
+//! different targets on stable cargo.
+
+use crate::cargo::{command, run};
+use crate::cpio::Archive;
+use crate::workspace::Workspace;
+use crate::{hash, image, setup};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const BARE: &str = "aarch64-unknown-none-softfloat";
+const LINUX: &str = "aarch64-unknown-linux-musl";
+
+/// How umbra's kernel is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// What users run.
+    Release,
+    /// Release with debug assertions and overflow checks: what tests run.
+    Checked,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Checked => "checked",
+        }
+    }
+}
+
+/// umbra's kernel, built.
+#[derive(Debug, Clone)]
+pub(crate) struct Kernel {
+    /// The flat arm64 Image that QEMU loads.
+    pub(crate) image: PathBuf,
+    /// The linked file, for symbols.
+    pub(crate) elf: PathBuf,
+}
+
+/// Builds the EL2 kernel. `sabotage` names the safeguard that the build is to leave out.
+pub(crate) fn kernel(ws: &Workspace, profile: Profile, sabotage: Option<&str>) -> Result<Kernel> {
+    let mut cmd = command(ws);
+    cmd.args(["build", "--locked", "-p", "umbra-kernel", "--target", BARE]);
+    cmd.args(["--profile", profile.name()]);
+    cmd.env_remove("UMBRA_SABOTAGE");
+    if let Some(id) = sabotage {
+        cmd.env("UMBRA_SABOTAGE", id);
+    }
+    run(&mut cmd)?;
+    let elf = ws
+        .target()
+        .join(BARE)
+        .join(profile.name())
+        .join("umbra-kernel");
+    let name = sabotage.unwrap_or(profile.name());
+    let image = ws.folder("image")?.join(format!("umbra-{name}.Image"));
+    image::write(&elf, &image)?;
+    Ok(Kernel { image, elf })
+}
+
+/// The static programs that run on umbra at EL0, and on Linux just the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    /// The first program: starts and reaps the others.
+    pub(crate) init: PathBuf,
+    /// The virtual machine monitor.
+    pub(crate) vmm: PathBuf,
+    dir: PathBuf,
+}
+
+impl Programs {
+    /// Another program of the same build, by its file name.
+    pub(crate) fn other(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+}
+
+/// Builds init and the VMM; with `tests`, also the small programs that only tests run.
+pub(crate) fn programs(ws: &Workspace, tests: bool) -> Result<Programs> {
+    let mut cmd = command(ws);
+    cmd.args([
+        "build",
+        "--locked",
+        "--release",
+        "--target",
+        LINUX,
+        "-p",
+        "umbra-init",
+        "-p",
+        "umbra-vmm",
+    ]);
+    if tests {
+        cmd.args(["-p", "umbra-el0"]);
+    }
+    run(&mut cmd)?;
+    let dir = ws.target().join(LINUX).join("release");
+    Ok(Programs {
+        init: dir.join("umbra-init"),
+        vmm: dir.join("umbra-vmm"),
+        dir,
+    })
+}
+
+/// A guest payload: its name and its Image.
+#[derive(Debug, Clone)]
+pub(crate) struct Payload {
+    /// The name of its file in guests/src/bin, without the ending.
+    pub(crate) name: String,
+    /// The Image that umbra-vmm loads.
+    pub(crate) image: PathBuf,
+}
+
+/// The source files of the payloads, by name and in order.
+pub(crate) fn payload_sources(ws: &Workspace) -> Result<Vec<(String, PathBuf)>> {
+    let dir = ws.root().join("guests/src/bin");
+    if !dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&dir).with_context(|| format!("{}", dir.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "rs")
+            && let Some(stem) = path.file_stem().and_then(|s| s.to_str())
+        {
+            found.push((stem.to_owned(), path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Builds all guest payloads.
+pub(crate) fn payloads(ws: &Workspace) -> Result<Vec<Payload>> {
+    let sources = payload_sources(ws)?;
+    if sources.is_empty() {
+        return Ok(Vec::new());
+    }
+    run(command(ws).args([
+        "build",
+        "--locked",
+        "--release",
+        "-p",
+        "umbra-guests",
+        "--bins",
+        "--target",
+        BARE,
+    ]))?;
+    let folder = ws.folder("image")?;
+    let mut built = Vec::new();
+    for (name, _) in sources {
+        let image = folder.join(format!("payload-{name}.Image"));
+        image::write(&ws.target().join(BARE).join("release").join(&name), &image)?;
+        built.push(Payload { name, image });
+    }
+    Ok(built)
+}
+
+/// `cargo xtask image`: the Image of the release kernel, and an initrd if one is asked for.
+pub(crate) fn image_command(ws: &Workspace, out: Option<PathBuf>, initrd: &[String]) -> Result<()> {
+    setup::for_build(ws)?;
+    let kernel = kernel(ws, Profile::Release, None)?;
+    let out = match out {
+        Some(out) => out,
+        None => ws.folder("image")?.join("umbra.Image"),
+    };
+    fs::copy(&kernel.image, &out).with_context(|| format!("cannot write {}", out.display()))?;
+    println!("{}: sha256 {}", ws.show(&out), hash::of_file(&out)?);
+    let Some((to, pairs)) = initrd.split_first() else {
+        return Ok(());
+    };
+    fs::write(to, pack(pairs)?).with_context(|| format!("cannot write {to}"))?;
+    println!("{to}: sha256 {}", hash::of_file(Path::new(to))?);
+    Ok(())
+}
+
+/// A cpio archive of FILE=PATH pairs. Files keep whether they may be executed.
+fn pack(pairs: &[String]) -> Result<Vec<u8>> {
+    use std::os::unix::fs::PermissionsExt;
+    let mut archive = Archive::new();
+    for pair in pairs {
+        let Some((file, path)) = pair.rsplit_once('=') else {
+            bail!("{pair:?} is not of the form FILE=PATH");
+        };
+        let content = fs::read(file).with_context(|| format!("cannot read {file}"))?;
+        let executable = fs::metadata(file)?.permissions().mode() & 0o111 != 0;
+        archive.file(path, if executable { 0o755 } else { 0o644 }, &content)?;
+    }
+    Ok(archive.finish())
+}

@@ -1,0 +1,177 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Set up, build, run and test umbra.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Fetch what building and running need: Rust targets, QEMU, guest kernels, crates.
+    Setup {
+        /// Change nothing; say what is missing and how to mend it.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Run something on umbra in QEMU. Without a word: `linux`.
+    Run {
+        /// What to run.
+        #[command(subcommand)]
+        what: Option<Run>,
+    },
+    /// Run the tests: on the host first, then on umbra in QEMU.
+    Test(TestArgs),
+    /// Build umbra as one arm64 Image, and pack an initrd for it.
+    Image {
+        /// Where the Image goes instead of target/umbra/image/umbra.Image.
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Also pack an initrd: where it goes, then FILE=PATH pairs (a file here, its path there).
+        #[arg(long, num_args = 1.., value_names = ["OUT", "FILE=PATH"])]
+        initrd: Vec<String>,
+    },
+}
+
+/// What can be run.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Run {
+    /// A Debian kernel in a VM: umbra starts umbra-vmm, which starts the guest.
+    Linux(LinuxArgs),
+    /// A static arm64 Linux program as a process on umbra. Its exit status becomes this command's.
+    Program(ProgramArgs),
+}
+
+/// The machine that QEMU emulates.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MachineArgs {
+    /// The QEMU program to use.
+    #[arg(long)]
+    pub(crate) qemu: Option<PathBuf>,
+    /// Connect the terminal. Leave by ending the guest (`poweroff -f`), or with Ctrl-A X.
+    #[arg(long, short)]
+    pub(crate) interactive: bool,
+    /// Give up after this many seconds; without it, 900 seconds, or never with --interactive.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) time_limit: Option<u64>,
+}
+
+/// Arguments of `run linux`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LinuxArgs {
+    /// The guest's kernel (an arm64 Image) instead of Debian's newest.
+    #[arg(long)]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The guest's initrd instead of the one with BusyBox.
+    #[arg(long)]
+    pub(crate) initrd: Option<PathBuf>,
+    /// The guest's command line instead of the usual one.
+    #[arg(long)]
+    pub(crate) cmdline: Option<String>,
+    /// The guest's virtual CPUs.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub(crate) cpus: u32,
+    /// The guest's memory.
+    #[arg(long, default_value = "512M")]
+    pub(crate) memory: String,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+}
+
+impl Default for LinuxArgs {
+    fn default() -> Self {
+        let machine = MachineArgs {
+            qemu: None,
+            interactive: false,
+            time_limit: None,
+        };
+        Self {
+            kernel: None,
+            initrd: None,
+            cmdline: None,
+            cpus: 2,
+            memory: "512M".into(),
+            machine,
+        }
+    }
+}
+
+/// Arguments of `run program`.
+#[derive(Debug, Args)]
+pub(crate) struct ProgramArgs {
+    /// The program: a static arm64 Linux ELF. It runs as /bin/NAME in the directory /.
+    pub(crate) path: PathBuf,
+    /// A file to put into the directory / under its own name; may be given again.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) with: Vec<PathBuf>,
+    /// CPUs of the machine.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub(crate) cpus: u32,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    /// The program's arguments.
+    #[arg(last = true)]
+    pub(crate) args: Vec<String>,
+}
+
+/// Arguments of `test`.
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// Only what runs on this machine, without QEMU.
+    #[arg(long)]
+    pub(crate) host: bool,
+    /// Also the cases that are left out for their length.
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// The QEMU program to use.
+    #[arg(long)]
+    pub(crate) qemu: Option<PathBuf>,
+    /// `sabotage` (break each safeguard in turn and demand that a test notices), or parts of test names.
+    #[arg(value_name = "sabotage|FILTER")]
+    pub(crate) filters: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, Command, LinuxArgs, Run};
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn linux_defaults_are_the_same_with_and_without_the_word() {
+        let cli = Cli::parse_from(["xtask", "run", "linux"]);
+        let Command::Run {
+            what: Some(Run::Linux(args)),
+        } = cli.command
+        else {
+            panic!("parsed as something else");
+        };
+        assert_eq!(format!("{args:?}"), format!("{:?}", LinuxArgs::default()));
+    }
+
+    #[test]
+    fn a_programs_own_options_are_its_own() {
+        let words = [
+            "xtask", "run", "program", "a.out", "--with", "f", "--", "--cpus", "-x",
+        ];
+        let Command::Run {
+            what: Some(Run::Program(args)),
+        } = Cli::parse_from(words).command
+        else {
+            panic!("parsed as something else");
+        };
+        assert_eq!(args.args, ["--cpus", "-x"]);
+        assert_eq!(args.cpus, 2);
+    }
+}

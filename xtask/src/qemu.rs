@@ -1,0 +1,272 @@
+//! One machine, from its description to its end: QEMU's command line, the console it prints, a time
+//! limit, and what to say of a machine that hangs.
+
+use crate::image::Symbols;
+use crate::setup::Qemu;
+use crate::transcript::Transcript;
+use crate::{cargo, qmp};
+use anyhow::{Context, Result};
+use std::fmt::Write as _;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// The machine umbra is developed on: GICv3 and EL2, every feature QEMU has but SVE and SME, which
+/// umbra hides from guests. `pauth-impdef=on` replaces a slow cipher and changes nothing else.
+const MACHINE: [&str; 12] = [
+    "-M",
+    "virt,virtualization=on,gic-version=3",
+    "-cpu",
+    "max,sve=off,sme=off,pauth-impdef=on",
+    "-accel",
+    "tcg",
+    "-m",
+    "4G",
+    "-nographic",
+    "-nic",
+    "none",
+    "-no-reboot",
+];
+
+/// How long a machine may go on after its limit for its registers to be read.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// A machine to start.
+#[derive(Debug, Clone)]
+pub(crate) struct Machine {
+    /// CPUs.
+    pub(crate) cpus: u32,
+    /// The kernel that starts at EL2: umbra's Image, or Linux's.
+    pub(crate) kernel: PathBuf,
+    /// The initrd.
+    pub(crate) initrd: PathBuf,
+    /// The boot arguments.
+    pub(crate) append: String,
+}
+
+/// How a machine ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// QEMU ended by itself, with this exit status (`None`: by a signal).
+    Exited(Option<i32>),
+    /// The limit came first. The text says what all CPUs were doing.
+    TimedOut(String),
+}
+
+/// A machine's end and everything its console said.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The end.
+    pub(crate) end: End,
+    /// The console, without carriage returns.
+    pub(crate) console: String,
+    /// Wall time.
+    pub(crate) seconds: f64,
+}
+
+impl Machine {
+    fn command(&self, qemu: &Qemu) -> Command {
+        let mut cmd = qemu.command();
+        cmd.args(MACHINE).arg("-smp").arg(self.cpus.to_string());
+        cmd.arg("-kernel")
+            .arg(&self.kernel)
+            .arg("-initrd")
+            .arg(&self.initrd);
+        cmd.arg("-append").arg(&self.append);
+        cmd.args(["-semihosting-config", "enable=on,target=native"]);
+        cmd
+    }
+
+    fn head(&self, qemu: &Qemu, cmd: &Command, log: &mut Transcript) -> Result<()> {
+        log.line(&qemu.version)?;
+        log.line(&cargo::show(cmd))?;
+        log.used("kernel", &self.kernel)?;
+        log.used("initrd", &self.initrd)
+    }
+
+    /// Runs the machine without input. Each part of its console goes into the transcript and to `sink`.
+    pub(crate) fn run(
+        &self,
+        qemu: &Qemu,
+        log: &mut Transcript,
+        limit: Duration,
+        symbols: &Symbols,
+        mut sink: impl FnMut(&[u8]),
+    ) -> Result<Outcome> {
+        let mut cmd = self.command(qemu);
+        let socket = log.path().with_extension("qmp");
+        // The kernel's limit for a socket's path is 107 bytes; a deeper checkout does without.
+        let monitor = socket.as_os_str().len() < 100;
+        if monitor {
+            cmd.arg("-qmp")
+                .arg(format!("unix:{},server=on,wait=off", socket.display()));
+        }
+        self.head(qemu, &cmd, log)?;
+        let start = Instant::now();
+        cmd.stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = cmd.spawn().context("cannot start QEMU")?;
+        let output = follow(&mut child);
+        let mut console = Vec::new();
+        let mut take = |bytes: &[u8]| -> Result<()> {
+            console.extend_from_slice(bytes);
+            sink(bytes);
+            log.console(bytes)
+        };
+        let end = match drain(&output, start + limit, &mut take) {
+            Ok(true) => End::Exited(child.wait()?.code()),
+            Ok(false) => {
+                let state = if monitor {
+                    state(&socket, symbols)
+                } else {
+                    String::new()
+                };
+                drain(
+                    &output,
+                    Instant::now() + Duration::from_millis(200),
+                    &mut take,
+                )?;
+                stop(&mut child)?;
+                End::TimedOut(state)
+            }
+            Err(error) => {
+                stop(&mut child)?;
+                return Err(error);
+            }
+        };
+        // QEMU removes its socket itself, but not when it is killed.
+        let _ = std::fs::remove_file(&socket);
+        let seconds = start.elapsed().as_secs_f64();
+        let console = String::from_utf8_lossy(&console).replace('\r', "");
+        if !console.ends_with('\n') {
+            log.console(b"\n")?;
+        }
+        match &end {
+            End::Exited(status) => {
+                log.line(&format!("ended after {seconds:.1} s, status {status:?}"))?
+            }
+            End::TimedOut(state) => {
+                log.line(&format!("stopped after {seconds:.1} s: time limit"))?;
+                log.console(state.as_bytes())?;
+            }
+        }
+        Ok(Outcome {
+            end,
+            console,
+            seconds,
+        })
+    }
+
+    /// Runs the machine with the terminal as its console; Ctrl-A X ends it. QEMU keeps the log.
+    pub(crate) fn run_interactive(
+        &self,
+        qemu: &Qemu,
+        log: &mut Transcript,
+        limit: Option<Duration>,
+    ) -> Result<Outcome> {
+        let mut cmd = self.command(qemu);
+        let path = log.path().to_path_buf();
+        let file = path.display().to_string().replace(',', ",,");
+        cmd.arg("-chardev");
+        cmd.arg(format!(
+            "stdio,id=console,mux=on,signal=off,logfile={file},logappend=on"
+        ));
+        cmd.args([
+            "-serial",
+            "chardev:console",
+            "-mon",
+            "chardev=console,mode=readline",
+        ]);
+        self.head(qemu, &cmd, log)?;
+        let start = Instant::now();
+        let mut child = cmd.spawn().context("cannot start QEMU")?;
+        let end = loop {
+            if let Some(status) = child.try_wait()? {
+                break End::Exited(status.code());
+            }
+            if limit.is_some_and(|limit| start.elapsed() > limit) {
+                stop(&mut child)?;
+                break End::TimedOut(String::new());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let seconds = start.elapsed().as_secs_f64();
+        let console = std::fs::read(&path).context("cannot read the transcript")?;
+        let console = String::from_utf8_lossy(&console).replace('\r', "");
+        log.line(&format!("ended after {seconds:.1} s"))?;
+        Ok(Outcome {
+            end,
+            console,
+            seconds,
+        })
+    }
+}
+
+fn stop(child: &mut Child) -> Result<()> {
+    // It may have ended in the meantime; then there is nothing to kill.
+    let _ = child.kill();
+    child.wait().context("QEMU")?;
+    Ok(())
+}
+
+/// Forwards the child's standard output and error, in the order they come.
+fn follow(child: &mut Child) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = channel();
+    if let Some(out) = child.stdout.take() {
+        forward(out, sender.clone());
+    }
+    if let Some(err) = child.stderr.take() {
+        forward(err, sender);
+    }
+    receiver
+}
+
+fn forward(mut from: impl Read + Send + 'static, to: Sender<Vec<u8>>) {
+    std::thread::spawn(move || {
+        let mut part = [0; 4096];
+        while let Ok(n @ 1..) = from.read(&mut part) {
+            if to.send(part[..n].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// Takes output until it ends (`true`) or the deadline comes (`false`).
+fn drain(
+    output: &Receiver<Vec<u8>>,
+    deadline: Instant,
+    take: &mut impl FnMut(&[u8]) -> Result<()>,
+) -> Result<bool> {
+    loop {
+        match output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(bytes) => take(&bytes)?,
+            Err(RecvTimeoutError::Disconnected) => return Ok(true),
+            Err(RecvTimeoutError::Timeout) => return Ok(false),
+        }
+    }
+}
+
+/// What the CPUs of a machine that hangs are doing: a line each, then all registers.
+fn state(socket: &Path, symbols: &Symbols) -> String {
+    let (sender, receiver) = channel();
+    let path = socket.to_path_buf();
+    std::thread::spawn(move || sender.send(qmp::registers(&path)));
+    let registers = match receiver.recv_timeout(GRACE) {
+        Ok(Ok(text)) => text,
+        Ok(Err(error)) => return format!("no registers: {error:#}\n"),
+        Err(_) => return "no registers: QEMU does not answer\n".to_owned(),
+    };
+    let mut text = String::new();
+    for (cpu, pc) in qmp::program_counters(&registers) {
+        let name = symbols
+            .name(pc)
+            .unwrap_or_else(|| "not in umbra's kernel".to_owned());
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "CPU {cpu}: pc {pc:#018x} {name}");
+    }
+    text + &registers
+}

@@ -1,0 +1,20 @@
+//! `cargo xtask run`: one machine for a person to look at.
+
+mod linux;
+mod program;
+
+pub(crate) use linux::run as linux;
+pub(crate) use program::run as program;
+
+use crate::cli::MachineArgs;
+use std::time::Duration;
+
+/// Exit status when the time limit ends a run, as timeout(1) has it.
+const TIMED_OUT: u8 = 124;
+
+impl MachineArgs {
+    /// How long a run without a terminal may take.
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.time_limit.unwrap_or(900))
+    }
+}

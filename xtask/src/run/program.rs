@@ -1,0 +1,122 @@
+//! `run program`: one static arm64 Linux program as a process on umbra.
+//!
+//! The program is umbra's first program, `umbra.quiet` keeps umbra's own lines off the console, and
+//! `umbra.exit=semihosting` makes QEMU end with the program's exit status. So standard output is the
+//! program's and so is the status.
+
+use super::TIMED_OUT;
+use super::linux::file_name;
+use crate::bootargs::BootArgs;
+use crate::build::{self, Profile};
+use crate::cli::ProgramArgs;
+use crate::guest::{self, Item};
+use crate::image::Symbols;
+use crate::progress::{note, step};
+use crate::qemu::{End, Machine};
+use crate::setup;
+use crate::transcript::Transcript;
+use crate::workspace::Workspace;
+use anyhow::{Result, bail};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Runs it; the exit status is the program's.
+pub(crate) fn run(ws: &Workspace, args: &ProgramArgs) -> Result<ExitCode> {
+    check(&std::fs::read(&args.path)?, &args.path)?;
+    setup::for_build(ws)?;
+    let qemu = setup::qemu(ws, args.machine.qemu.as_deref())?;
+    let kernel = step("build umbra", || build::kernel(ws, Profile::Release, None))?;
+    let mut log = Transcript::new(ws, "program")?;
+    log.used("program", &args.path)?;
+    let machine = machine(ws, "program", kernel.image, args)?;
+    let outcome = if args.machine.interactive {
+        let limit = args.machine.time_limit.map(Duration::from_secs);
+        machine.run_interactive(&qemu, &mut log, limit)?
+    } else {
+        let symbols = Symbols::read(&kernel.elf)?;
+        let mut out = std::io::stdout();
+        machine.run(&qemu, &mut log, args.machine.limit(), &symbols, |bytes| {
+            // The console is a terminal and ends its lines with CR LF; what a program wrote had none.
+            let bytes: Vec<u8> = bytes.iter().copied().filter(|b| *b != b'\r').collect();
+            // Nobody reading any more is no reason to end the program: the transcript goes on.
+            let _ = out.write_all(&bytes).and_then(|()| out.flush());
+        })?
+    };
+    note(&format!("transcript: {}", ws.show(log.path())));
+    match outcome.end {
+        End::Exited(Some(status)) => Ok(ExitCode::from(u8::try_from(status & 0xff)?)),
+        End::Exited(None) => bail!("QEMU was ended by a signal"),
+        End::TimedOut(state) => {
+            eprintln!(
+                "xtask: the time limit came after {:.0} s\n{state}",
+                outcome.seconds
+            );
+            Ok(ExitCode::from(TIMED_OUT))
+        }
+    }
+}
+
+/// The machine that runs the program on the umbra of this Image; `name` names its initrd.
+pub(crate) fn machine(
+    ws: &Workspace,
+    name: &str,
+    image: PathBuf,
+    args: &ProgramArgs,
+) -> Result<Machine> {
+    let path = format!("/bin/{}", file_name(&args.path)?);
+    let mut items = vec![Item::from_file(&path, &args.path)?];
+    for file in &args.with {
+        items.push(Item::from_file(&format!("/{}", file_name(file)?), file)?);
+    }
+    let initrd = guest::save(ws, &format!("{name}.cpio"), &guest::initrd(&items)?)?;
+    let append = BootArgs::new(&path, args.args.clone())
+        .with("umbra.quiet")
+        .render()?;
+    Ok(Machine {
+        cpus: args.cpus,
+        kernel: image,
+        initrd,
+        append,
+    })
+}
+
+/// Refuses what umbra could not start anyway, with a reason.
+fn check(elf: &[u8], path: &Path) -> Result<()> {
+    use object::elf::{EM_AARCH64, FileHeader64, PT_INTERP};
+    use object::read::elf::{FileHeader, ProgramHeader};
+    let name = path.display();
+    let Ok(header) = FileHeader64::<object::Endianness>::parse(elf) else {
+        bail!("{name} is no 64-bit ELF program");
+    };
+    let endian = header.endian()?;
+    if header.e_machine(endian) != EM_AARCH64 {
+        bail!("{name} is a program for another architecture than arm64");
+    }
+    if header
+        .program_headers(endian, elf)?
+        .iter()
+        .any(|p| p.p_type(endian) == PT_INTERP)
+    {
+        bail!("{name} is linked dynamically; umbra runs static programs");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check;
+    use std::path::Path;
+
+    #[test]
+    fn what_is_no_arm64_program_is_refused_by_name() {
+        let say = |bytes: &[u8]| check(bytes, Path::new("prog")).unwrap_err().to_string();
+        assert!(say(b"#!/bin/sh\n").contains("no 64-bit ELF"));
+        // This test itself is a program of the host's.
+        if cfg!(target_arch = "x86_64") {
+            let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+            assert!(say(&own).contains("another architecture"));
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! placeholder
+pub(crate) fn run(
+    _: &crate::workspace::Workspace,
+    _: &crate::cli::TestArgs,
+) -> anyhow::Result<std::process::ExitCode> {
+    anyhow::bail!("none")
+}

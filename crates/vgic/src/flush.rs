@@ -159,7 +159,7 @@ impl Vgic {
             let Some(intid) = self.most_urgent_active_outside(vcpu) else {
                 break;
             };
-            kicks |= self.end(vcpu, intid);
+            kicks |= self.end(vcpu, intid, true);
         }
         for lr in lrs.loaded() {
             let intid = lr.vintid();
@@ -190,7 +190,7 @@ impl Vgic {
         match self.irq(vcpu, intid) {
             Some(irq) => match irq.resident {
                 Some(holder) => Err(Refusal::NeedsSync(VcpuSet::one(usize::from(holder)))),
-                None if irq.active => Ok(self.end(vcpu, intid)),
+                None if irq.active => Ok(self.end(vcpu, intid, true)),
                 None => Ok(Kicks::NONE),
             },
             None => Ok(Kicks::NONE),
@@ -262,14 +262,14 @@ impl Vgic {
             .map(|(intid, _)| intid)
     }
 
-    /// Ends the active state of an interrupt that is in no list register.
-    pub(crate) fn end(&mut self, vcpu: usize, intid: u32) -> Kicks {
+    /// Ends the active state of an interrupt that is in no list register; `by_guest` says by EOI, not by a register write.
+    pub(crate) fn end(&mut self, vcpu: usize, intid: u32, by_guest: bool) -> Kicks {
         let Some(irq) = self.irq_mut(vcpu, intid) else {
             return Kicks::NONE;
         };
         irq.active = false;
         let home = irq.home.take();
-        let (notify, linked) = (irq.notify_eoi, irq.link.is_some());
+        let (notify, linked) = (by_guest && irq.notify_eoi, irq.link.is_some());
         self.eois.set(intid, notify || self.eois.contains(intid));
         let mut kicks = self.settle(vcpu, intid);
         if linked {

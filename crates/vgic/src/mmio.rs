@@ -1,6 +1,6 @@
 //! Register frames as the guest and the VMM reach them: addressing, sizes, refusals. The registers are in `regs`.
 
-use crate::banks::Bank;
+use crate::banks::{Bank, Span};
 use crate::regs::{DIST, RD, Reg, Region, SGI, find};
 use crate::vcpus::{Kicks, VcpuSet};
 use crate::vgic::Vgic;
@@ -62,6 +62,21 @@ pub fn needs_all_stopped(frame: Frame, offset: u32, write: bool) -> bool {
     write && matches!(reg, Some(Reg::Bank(Bank::SetActive | Bank::ClearActive)))
 }
 
+/// GICD_IIDR and GICR_IIDR: product "u", implementer Arm as KVM has it, for want of a JEP106 code of our own.
+const IIDR: u32 = (b'u' as u32) << 24 | 0x43b;
+/// GICD_PIDR2 and GICR_PIDR2: architecture revision 3.
+const PIDR2_GICV3: u64 = 0x3b;
+
+impl Frame {
+    /// Whose private interrupts the frame shows. The distributor shows none: any vCPU will do.
+    const fn vcpu(self) -> usize {
+        match self {
+            Self::Dist => 0,
+            Self::Rd(vcpu) | Self::Sgi(vcpu) => vcpu,
+        }
+    }
+}
+
 const fn regions(frame: Frame) -> &'static [Region] {
     match frame {
         Frame::Dist => DIST,
@@ -85,8 +100,22 @@ impl Vgic {
         let Some(region) = self.locate(access, frame, offset, len)? else {
             return Ok(0);
         };
-        let _ = region;
-        Ok(0)
+        let value = match region.reg {
+            Reg::Zero | Reg::GicdTyper2 => 0,
+            Reg::GicdCtlr => u64::from(self.gicd_ctlr()),
+            Reg::GicdTyper => u64::from(self.gicd_typer()),
+            Reg::Iidr => u64::from(IIDR),
+            Reg::Pidr2 => PIDR2_GICV3,
+            Reg::Irouter => part(self.irouter((offset - region.start) / 8), offset, len),
+            Reg::GicrTyper => part(self.gicr_typer(frame.vcpu()), offset, len),
+            Reg::Bank(bank) => self.read_bank(
+                access,
+                bank,
+                span(region, bank, frame, offset, len),
+                frame == Frame::Dist,
+            )?,
+        };
+        Ok(value)
     }
 
     /// Writes the low `len` bytes (1, 2, 4 or 8) of `value` at `offset` of `frame`.
@@ -104,8 +133,36 @@ impl Vgic {
         let Some(region) = self.locate(access, frame, offset, len)? else {
             return Ok(Kicks::NONE);
         };
-        let _ = (region, value);
-        Ok(Kicks::NONE)
+        match region.reg {
+            // The VMM writes back what it read, to learn whether this GIC is the one it saved.
+            Reg::Iidr | Reg::GicdTyper2 if access == Access::Uaccess && frame == Frame::Dist => {
+                let same =
+                    self.mmio_read(access, frame, offset, len)? == value & u64::from(u32::MAX);
+                if same {
+                    Ok(Kicks::NONE)
+                } else {
+                    Err(Refusal::Invalid)
+                }
+            }
+            Reg::Zero
+            | Reg::GicdTyper
+            | Reg::GicdTyper2
+            | Reg::Iidr
+            | Reg::Pidr2
+            | Reg::GicrTyper => Ok(Kicks::NONE),
+            Reg::GicdCtlr => Ok(self.set_gicd_ctlr(value as u32)),
+            Reg::Irouter => {
+                let intid = (offset - region.start) / 8;
+                Ok(self.set_irouter(intid, with_part(self.irouter(intid), offset, len, value)))
+            }
+            Reg::Bank(bank) => self.write_bank(
+                access,
+                bank,
+                span(region, bank, frame, offset, len),
+                frame == Frame::Dist,
+                value,
+            ),
+        }
     }
 
     fn locate(
@@ -125,5 +182,33 @@ impl Vgic {
             None if access == Access::Uaccess => Err(Refusal::NoRegister),
             found => Ok(found),
         }
+    }
+}
+
+/// The interrupts whose fields `len` bytes at `offset` hold.
+fn span(region: &Region, bank: Bank, frame: Frame, offset: u32, len: u8) -> Span {
+    let width = bank.width();
+    Span {
+        vcpu: frame.vcpu(),
+        first: (offset - region.start) * 8 / width,
+        count: u32::from(len) * 8 / width,
+    }
+}
+
+/// The 4 or 8 bytes at `offset` of a 64-bit register.
+const fn part(reg: u64, offset: u32, len: u8) -> u64 {
+    match (len, offset % 8) {
+        (8, _) => reg,
+        (_, 0) => reg & 0xffff_ffff,
+        _ => reg >> 32,
+    }
+}
+
+/// `reg` with the 4 or 8 bytes at `offset` replaced.
+const fn with_part(reg: u64, offset: u32, len: u8, value: u64) -> u64 {
+    match (len, offset % 8) {
+        (8, _) => value,
+        (_, 0) => reg & !0xffff_ffff | value & 0xffff_ffff,
+        _ => reg & 0xffff_ffff | value << 32,
     }
 }

@@ -56,6 +56,20 @@ struct Range {
     leaf_only: bool,
 }
 
+impl Range {
+    /// Whether invalidating this invalidates all of `other`.
+    fn absorbs(&self, other: &Range) -> bool {
+        let general = self.level.is_none() && !self.leaf_only;
+        general && self.addr <= other.addr && other.addr + other.bytes <= self.addr + self.bytes
+    }
+
+    /// Whether the two are one range of one kind.
+    fn adjoins(&self, other: &Range) -> bool {
+        (self.level, self.leaf_only) == (other.level, other.leaf_only)
+            && (self.addr + self.bytes == other.addr || other.addr + other.bytes == self.addr)
+    }
+}
+
 /// Detached table pages, linked through their first entries.
 #[derive(Clone, Copy, Debug, Default)]
 struct Detached {
@@ -63,6 +77,12 @@ struct Detached {
     pages: usize,
     /// A root of several pages is freed in one piece, as it was allocated.
     root: Option<(Pa, usize)>,
+}
+
+impl Detached {
+    fn count(&self) -> usize {
+        self.pages + self.root.map_or(0, |(_, pages)| pages)
+    }
 }
 
 /// The breaks whose invalidation a work contains: tickets from first to last.
@@ -106,10 +126,12 @@ impl TlbWork {
 
     /// Whether there is nothing to invalidate and nothing to free.
     pub fn is_empty(&self) -> bool {
-        !self.all
-            && self.ranges[0].is_none()
-            && self.detached.pages == 0
-            && self.detached.root.is_none()
+        !self.all && self.ranges[0].is_none() && self.waiting() == 0
+    }
+
+    /// Table pages that wait for this work, a root included.
+    pub fn waiting(&self) -> usize {
+        self.detached.count()
     }
 
     pub(crate) fn add_all(&mut self) {
@@ -117,24 +139,25 @@ impl TlbWork {
     }
 
     pub(crate) fn add(&mut self, addr: u64, bytes: u64, level: Option<Level>, leaf_only: bool) {
+        let new = Range {
+            addr,
+            bytes,
+            level,
+            leaf_only,
+        };
         for slot in &mut self.ranges {
             match slot {
                 None => {
-                    *slot = Some(Range {
-                        addr,
-                        bytes,
-                        level,
-                        leaf_only,
-                    });
+                    *slot = Some(new);
                     return;
                 }
-                Some(range)
-                    if range.level == level
-                        && range.leaf_only == leaf_only
-                        && (range.addr + range.bytes == addr || addr + bytes == range.addr) =>
-                {
-                    range.addr = range.addr.min(addr);
-                    range.bytes += bytes;
+                Some(old) if new.absorbs(old) => {
+                    *slot = Some(new);
+                    return;
+                }
+                Some(old) if old.adjoins(&new) => {
+                    old.addr = old.addr.min(addr);
+                    old.bytes += bytes;
                     return;
                 }
                 Some(_) => {}
@@ -269,6 +292,11 @@ impl Discharged {
                 .is_some_and(|(first, last)| (first..=last).contains(&ticket))
     }
 
+    /// Table pages that `release` will free, a root included.
+    pub fn waiting(&self) -> usize {
+        self.detached.count()
+    }
+
     /// Frees the detached table pages: nothing can reach them any more.
     pub fn release(mut self, tables: &impl Tables) {
         let detached = core::mem::take(&mut self.detached);
@@ -286,8 +314,7 @@ impl Discharged {
 
 impl Drop for Discharged {
     fn drop(&mut self) {
-        let empty = self.detached.pages == 0 && self.detached.root.is_none();
-        if !empty && !unwinding() {
+        if self.waiting() != 0 && !unwinding() {
             debug_assert!(
                 false,
                 "detached table pages were dropped without being released"

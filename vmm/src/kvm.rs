@@ -18,12 +18,12 @@ use kvm_bindings::{
     kvm_userspace_memory_region, kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, DeviceFd, IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::error::{Context, Error, Result};
-use crate::layout;
+use crate::layout::{self, Memory};
 
 /// `KVM_CAP_ARM_EL2`, younger than the bindings.
 const KVM_CAP_ARM_EL2: u64 = 240;
@@ -42,9 +42,6 @@ const REG_PC: u64 = core_reg(32 * 8);
 const fn core_reg(offset: u64) -> u64 {
     KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE as u64 | (offset / 4)
 }
-
-/// Guest RAM, as this process sees it.
-pub type Memory = GuestMemoryMmap<()>;
 
 /// Maps `size` bytes of RAM at [`layout::RAM`], private and without a reservation: a page
 /// costs memory once somebody touches it.

@@ -11,8 +11,13 @@
 //! Devices stay below RAM and RAM is one block, so one memory slot describes the whole guest
 //! and every access outside it is a device's or nobody's. All addresses are guest physical.
 
+use vm_memory::GuestMemoryMmap;
+
 use crate::error::{Error, Result};
 use crate::image::Header;
+
+/// Guest RAM, as this process sees it.
+pub type Memory = GuestMemoryMmap<()>;
 
 /// Most virtual CPUs of one machine.
 pub const MAX_CPUS: u32 = 8;

@@ -27,6 +27,7 @@ pub mod logger;
 pub mod options;
 pub mod serial;
 pub mod stop;
+pub mod virtio;
 
 #[cfg(target_arch = "aarch64")]
 #[allow(unsafe_code)] // the island of this program, see its head

@@ -12,17 +12,21 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Bus, Shared, lock};
-use crate::console::{Idle, Output};
+use crate::console::{Idle, Input, Output};
 use crate::error::{Context, Error, Result};
 use crate::event_loop::{self, ConsoleEnd, Ended, Notify};
 use crate::fdt;
 use crate::image::{HEADER_SIZE, Header};
-use crate::kvm::{self, Memory, Vm};
-use crate::layout::{self, Placement};
+use crate::kvm::{self, Vm};
+use crate::layout::{self, Memory, Placement};
 use crate::options::{Console, Options};
 use crate::serial::SerialPort;
 use crate::stop::Stop;
 use crate::vcpu::{self, StopSwitch};
+use crate::virtio::Device;
+use crate::virtio::block::Block;
+use crate::virtio::console::Console as VirtioConsole;
+use crate::virtio::mmio::{NOTIFY, Transport};
 
 /// A boot file and its size in bytes.
 struct BootFile {
@@ -77,6 +81,12 @@ pub fn run(options: &Options) -> Result<Stop> {
     let initrd_size = initrd.as_ref().map(|file| file.size);
     let placement = Placement::new(&header, initrd_size, options.memory)?;
 
+    let disks: Vec<Block> = options
+        .disks
+        .iter()
+        .map(Block::open)
+        .collect::<Result<_>>()?;
+
     let mut seed = [0; 64];
     kvm::random(&mut seed)?;
     let dtb = fdt::build(&fdt::Machine {
@@ -85,7 +95,7 @@ pub fn run(options: &Options) -> Result<Stop> {
         cmdline: &options.cmdline,
         placement,
         serial: options.console == Console::Serial,
-        virtio: 0,
+        virtio: disks.len() + usize::from(options.console == Console::Virtio),
         nested: options.nested,
         seed,
     })?;
@@ -101,11 +111,11 @@ pub fn run(options: &Options) -> Result<Stop> {
     memory
         .write_slice(&dtb, GuestAddress(placement.dtb))
         .context("device tree")?;
-    log::info!("{placement:#x?}, device tree of {} bytes", dtb.len());
+    log::info!("{placement:x?}, device tree of {} bytes", dtb.len());
 
     let vm = Vm::new(&memory, options.nested)?;
     let vcpus = vm.create_vcpus(options.cpus, placement.kernel, placement.dtb)?;
-    let devices = Devices::new(options, &vm)?;
+    let devices = Devices::new(options.console, disks, &vm, &memory)?;
 
     kvm::catch_kicks()?;
     let stop_event = event()?;
@@ -134,14 +144,25 @@ struct Devices {
 }
 
 impl Devices {
-    fn new(options: &Options, vm: &Vm) -> Result<Self> {
+    /// The virtio console, if any, has slot 0, and the disks follow in order.
+    fn new(console: Console, disks: Vec<Block>, vm: &Vm, memory: &Memory) -> Result<Self> {
         let mut devices = Devices {
             bus: Bus::default(),
             console: None,
             notifies: Vec::new(),
         };
-        if options.console == Console::Serial {
-            devices.add_serial(vm)?;
+        let mut slots = 0..layout::MAX_VIRTIO;
+        let mut slot = || {
+            let none = || Error::Failed("too many virtio devices".into());
+            slots.next().ok_or_else(none)
+        };
+        match console {
+            Console::Serial => devices.add_serial(vm)?,
+            Console::Virtio => devices.add_virtio_console(vm, memory, slot()?)?,
+            Console::Off => {}
+        }
+        for disk in disks {
+            devices.add_virtio(vm, memory, slot()?, disk)?;
         }
         Ok(devices)
     }
@@ -149,24 +170,83 @@ impl Devices {
     fn add_serial(&mut self, vm: &Vm) -> Result<()> {
         let interrupt = event()?;
         vm.irqfd(&interrupt, layout::SERIAL_SPI)?;
-        let (ready, idle_event) = (event()?, event()?);
-        let idle = Idle::new(idle_event.clone());
-        let output = Output::new(Box::new(std::io::stdout()), idle.clone());
-        let port: Shared<SerialPort> = Arc::new(Mutex::new(SerialPort::new(
-            interrupt,
-            output,
-            ready.clone(),
-        )));
+        let (output, end) = console_ends()?;
+        let port = SerialPort::new(interrupt, output, end.ready.clone());
+        let port = Arc::new(Mutex::new(port));
         self.bus
             .attach(layout::SERIAL, layout::SERIAL_SIZE, port.clone())?;
-        self.console = Some(ConsoleEnd {
-            input: port,
-            ready,
-            idle_event,
-            idle,
-        });
+        self.console = Some(end.with(port));
         Ok(())
     }
+
+    fn add_virtio_console(&mut self, vm: &Vm, memory: &Memory, slot: usize) -> Result<()> {
+        let (output, end) = console_ends()?;
+        let device = VirtioConsole::new(output, end.ready.clone());
+        let device = self.add_virtio(vm, memory, slot, device)?;
+        self.console = Some(end.with(device));
+        Ok(())
+    }
+
+    fn add_virtio<D: Device + 'static>(
+        &mut self,
+        vm: &Vm,
+        memory: &Memory,
+        slot: usize,
+        device: D,
+    ) -> Result<Shared<Transport<D>>> {
+        let base = layout::virtio_base(slot);
+        let interrupt = event()?;
+        vm.irqfd(&interrupt, layout::virtio_spi(slot))?;
+        let mut kicks = Vec::new();
+        for (queue, _) in (0..).zip(device.queue_sizes()) {
+            let kick = event()?;
+            vm.ioeventfd(&kick, base + NOTIFY, queue)?;
+            kicks.push(kick);
+        }
+        let transport = Transport::new(device, memory.clone(), interrupt, kicks.clone())?;
+        let transport = Arc::new(Mutex::new(transport));
+        self.bus
+            .attach(base, layout::VIRTIO_SIZE, transport.clone())?;
+        for (queue, event) in kicks.into_iter().enumerate() {
+            self.notifies.push(Notify {
+                event,
+                device: transport.clone(),
+                queue,
+            });
+        }
+        Ok(transport)
+    }
+}
+
+/// The events of a console whose device is still to be made.
+struct ConsoleEvents {
+    ready: Arc<EventFd>,
+    idle_event: Arc<EventFd>,
+    idle: Idle,
+}
+
+impl ConsoleEvents {
+    fn with(self, input: Shared<dyn Input>) -> ConsoleEnd {
+        ConsoleEnd {
+            input,
+            ready: self.ready,
+            idle_event: self.idle_event,
+            idle: self.idle,
+        }
+    }
+}
+
+/// Output to stdout and what the event loop needs for it.
+fn console_ends() -> Result<(Output, ConsoleEvents)> {
+    let (ready, idle_event) = (event()?, event()?);
+    let idle = Idle::new(idle_event.clone());
+    let output = Output::new(Box::new(std::io::stdout()), idle.clone());
+    let events = ConsoleEvents {
+        ready,
+        idle_event,
+        idle,
+    };
+    Ok((output, events))
 }
 
 /// An event that nobody blocks on.

@@ -70,39 +70,27 @@ pub(crate) struct Programs {
     pub(crate) init: PathBuf,
     /// The virtual machine monitor.
     pub(crate) vmm: PathBuf,
-    dir: PathBuf,
+    /// A test program: std's threads and what they rest on.
+    pub(crate) threads: PathBuf,
 }
 
-impl Programs {
-    /// Another program of the same build, by its file name.
-    pub(crate) fn other(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-}
-
-/// Builds init and the VMM; with `tests`, also the small programs that only tests run.
-pub(crate) fn programs(ws: &Workspace, tests: bool) -> Result<Programs> {
+/// Builds the programs of EL0.
+pub(crate) fn programs(ws: &Workspace) -> Result<Programs> {
     let mut cmd = command(ws);
     cmd.args([
         "build",
         "--locked",
         "--release",
+        "--bins",
         "--target",
         LINUX,
-        "-p",
-        "umbra-init",
-        "-p",
-        "umbra-vmm",
     ]);
-    if tests {
-        cmd.args(["-p", "umbra-el0"]);
-    }
-    run(&mut cmd)?;
-    let dir = ws.target().join(LINUX).join("release");
+    run(cmd.args(["-p", "umbra-init", "-p", "umbra-vmm"]))?;
+    let at = |name: &str| ws.target().join(LINUX).join("release").join(name);
     Ok(Programs {
-        init: dir.join("umbra-init"),
-        vmm: dir.join("umbra-vmm"),
-        dir,
+        init: at("umbra-init"),
+        vmm: at("umbra-vmm"),
+        threads: at("el0-threads"),
     })
 }
 
@@ -113,10 +101,12 @@ pub(crate) struct Payload {
     pub(crate) name: String,
     /// The Image that umbra-vmm loads.
     pub(crate) image: PathBuf,
+    /// Its source file, whose head may carry directives for the test.
+    pub(crate) source: PathBuf,
 }
 
 /// The source files of the payloads, by name and in order.
-pub(crate) fn payload_sources(ws: &Workspace) -> Result<Vec<(String, PathBuf)>> {
+fn payload_sources(ws: &Workspace) -> Result<Vec<(String, PathBuf)>> {
     let dir = ws.root().join("guests/src/bin");
     if !dir.is_dir() {
         return Ok(Vec::new());
@@ -152,10 +142,14 @@ pub(crate) fn payloads(ws: &Workspace) -> Result<Vec<Payload>> {
     ]))?;
     let folder = ws.folder("image")?;
     let mut built = Vec::new();
-    for (name, _) in sources {
+    for (name, source) in sources {
         let image = folder.join(format!("payload-{name}.Image"));
         image::write(&ws.target().join(BARE).join("release").join(&name), &image)?;
-        built.push(Payload { name, image });
+        built.push(Payload {
+            name,
+            image,
+            source,
+        });
     }
     Ok(built)
 }

@@ -36,7 +36,7 @@ pub(crate) fn run(ws: &Workspace, args: &LinuxArgs) -> Result<ExitCode> {
     let qemu = setup::qemu(ws, args.machine.qemu.as_deref())?;
     let guest = prepare(ws, args)?;
     let kernel = step("build umbra", || build::kernel(ws, Profile::Release, None))?;
-    let programs = step("build init and umbra-vmm", || build::programs(ws, false))?;
+    let programs = step("build init and umbra-vmm", || build::programs(ws))?;
     let items = [
         Item::from_file("/init", &programs.init)?,
         Item::from_file("/bin/umbra-vmm", &programs.vmm)?,
@@ -196,7 +196,7 @@ fn judge(guest: &Guest, outcome: &Outcome) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The files of a run that a test names too.
+/// A path's last part, the name that a file keeps in an initrd.
 pub(crate) fn file_name(path: &Path) -> Result<&str> {
     path.file_name()
         .and_then(|n| n.to_str())

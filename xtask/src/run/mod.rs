@@ -3,7 +3,7 @@
 mod linux;
 mod program;
 
-pub(crate) use linux::run as linux;
+pub(crate) use linux::{report, run as linux, vmm_command};
 pub(crate) use program::run as program;
 
 use crate::cli::MachineArgs;

@@ -168,10 +168,17 @@ fn print_guests(ws: &Workspace) -> Result<()> {
     let manifest = Manifest::read(&dir);
     let names = Flavour::ALL.iter().map(|f| f.name()).chain([BUSYBOX]);
     for guest in names.filter_map(|name| manifest.present(&dir, name)) {
-        for e in &guest.entries {
+        // Modules are listed in the manifest alone.
+        for e in guest.entries.iter().filter(|e| !e.file.ends_with(".ko")) {
+            let Entry {
+                package,
+                version,
+                sha256,
+                ..
+            } = e;
             println!(
-                "{}/{}: {} {}, sha256 {}",
-                guest.flavour, e.file, e.package, e.version, e.sha256
+                "guest {}: {package} {version}, sha256 {sha256}",
+                guest.flavour
             );
         }
     }

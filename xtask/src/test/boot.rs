@@ -1,0 +1,361 @@
+//! From cases to boots and back: which cases share a machine, what its initrd holds, and how each
+//! case came out.
+
+use super::cases::{Case, HELLO, Work};
+use super::judge::{Part, judge, parts};
+use super::report::{Tally, tail};
+use crate::bootargs::BootArgs;
+use crate::build::{Kernel, Programs};
+use crate::cargo::shell_word;
+use crate::guest::{self, Item};
+use crate::hash;
+use crate::image::Symbols;
+use crate::qemu::{End, Machine, Outcome};
+use crate::run::vmm_command;
+use crate::setup::{self, Flavour, Qemu};
+use crate::transcript::Transcript;
+use crate::workspace::Workspace;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The memory of test guests.
+const GUEST_MEMORY: &str = "512M";
+
+/// Everything that boots are made of.
+pub(crate) struct Bench<'a> {
+    /// The workspace.
+    pub(crate) ws: &'a Workspace,
+    /// The emulator.
+    pub(crate) qemu: &'a Qemu,
+    /// umbra; the reference cases do without.
+    pub(crate) kernel: Option<&'a Kernel>,
+    /// The programs of EL0.
+    pub(crate) programs: &'a Programs,
+    /// What guests' reports must contain.
+    pub(crate) nonce: &'a str,
+}
+
+/// Cases grouped into boots: those that can share one do, by kind of work and number of CPUs.
+pub(crate) fn group(cases: Vec<Case>) -> Vec<Vec<Case>> {
+    let mut boots: Vec<Vec<Case>> = Vec::new();
+    let mut shared: BTreeMap<(String, u32), usize> = BTreeMap::new();
+    for case in cases {
+        let kind = case.name.split('/').next().unwrap_or_default().to_owned();
+        let at = shared.get(&(kind.clone(), case.cpus)).copied();
+        match at.filter(|_| case.shares_boot()) {
+            Some(at) => boots[at].push(case),
+            None => {
+                if case.shares_boot() {
+                    shared.insert((kind, case.cpus), boots.len());
+                }
+                boots.push(vec![case]);
+            }
+        }
+    }
+    boots
+}
+
+impl Bench<'_> {
+    /// Boots once and judges every case of the boot.
+    pub(crate) fn run(&self, cases: &[Case], tally: &mut Tally) -> Result<()> {
+        let Some(first) = cases.first() else {
+            return Ok(());
+        };
+        let name = match cases {
+            [one] => one.name.clone(),
+            _ => format!(
+                "{}-{}",
+                first.name.split('/').next().unwrap_or_default(),
+                first.cpus
+            ),
+        };
+        let mut log = Transcript::new(self.ws, &format!("test-{name}"))?;
+        let machine = self.machine(&name, cases, &mut log)?;
+        // The machine's own start, then each case's time.
+        let limit = Duration::from_secs(10 + cases.iter().map(|c| c.limit).sum::<u64>());
+        let symbols = match self.kernel {
+            Some(kernel) => Symbols::read(&kernel.elf)?,
+            None => Symbols::default(),
+        };
+        let outcome = machine.run(self.qemu, &mut log, limit, &symbols, |_| {})?;
+        let seconds = outcome.seconds / cases.len() as f64;
+        let log = self.ws.show(log.path()).to_string();
+        for (case, result) in cases.iter().zip(self.results(cases, &outcome)?) {
+            let result = result.map_err(|why| format!("{}\n    see {log}", why.trim_end()));
+            tally.result(&case.name, seconds, result);
+        }
+        Ok(())
+    }
+
+    fn results(&self, cases: &[Case], outcome: &Outcome) -> Result<Vec<Result<(), String>>> {
+        let ended = |console: &str| Part {
+            output: console.to_owned(),
+            status: match &outcome.end {
+                End::Exited(Some(status)) => Ok(*status),
+                End::Exited(None) => Err("QEMU was ended by a signal".to_owned()),
+                End::TimedOut(state) => Err(late(state)),
+            },
+        };
+        match &cases[0].work {
+            Work::First(..) => Ok(vec![judge(&cases[0], &ended(&outcome.console))]),
+            Work::Reference(_) => {
+                let same = self.same_vmm(&outcome.console)?;
+                Ok(vec![judge(&cases[0], &ended(&outcome.console)).and(same)])
+            }
+            Work::Program(..) | Work::Payload(..) | Work::Linux(_) => Ok(by_part(cases, outcome)),
+        }
+    }
+
+    /// Whether Linux ran the very file that umbra runs.
+    fn same_vmm(&self, console: &str) -> Result<Result<(), String>> {
+        let line = format!("{}  /bin/umbra-vmm", hash::of_file(&self.programs.vmm)?);
+        if console.lines().any(|l| l == line) {
+            return Ok(Ok(()));
+        }
+        Ok(Err(format!(
+            "Linux did not say {line:?}\n{}",
+            tail(console, 40)
+        )))
+    }
+
+    fn machine(&self, name: &str, cases: &[Case], log: &mut Transcript) -> Result<Machine> {
+        let file = format!("test-{}.cpio", name.replace('/', "-"));
+        let cpus = cases[0].cpus;
+        if let Work::Reference(flavour) = &cases[0].work {
+            return self.reference(&file, *flavour, cpus, log);
+        }
+        let mut items = vec![
+            Item::from_file("/bin/busybox", &setup::busybox(self.ws)?)?,
+            Item::from_file("/bin/el0-threads", &self.programs.threads)?,
+            Item::text("/hello.txt", HELLO),
+        ];
+        let append = match &cases[0].work {
+            Work::First(file, args, _) => {
+                let args = args.iter().map(|a| (*a).to_owned()).collect();
+                BootArgs::new(file.path(), args)
+                    .with("umbra.quiet")
+                    .render()?
+            }
+            _ => {
+                items.push(Item::from_file("/init", &self.programs.init)?);
+                items.push(Item::from_file("/bin/umbra-vmm", &self.programs.vmm)?);
+                log.used("umbra-vmm", &self.programs.vmm)?;
+                let mut argv: Vec<String> = Vec::new();
+                for (at, case) in cases.iter().enumerate() {
+                    if at > 0 {
+                        argv.push("---".to_owned());
+                    }
+                    argv.extend(self.command(case, &mut items, log)?);
+                }
+                BootArgs::new("/init", argv).render()?
+            }
+        };
+        let initrd = guest::save(self.ws, &file, &guest::initrd(&items)?)?;
+        let kernel = self.kernel.context("umbra was not built")?.image.clone();
+        Ok(Machine {
+            cpus,
+            kernel,
+            initrd,
+            append,
+        })
+    }
+
+    /// The command that init starts for a case; what it needs goes into `items`.
+    fn command(
+        &self,
+        case: &Case,
+        items: &mut Vec<Item>,
+        log: &mut Transcript,
+    ) -> Result<Vec<String>> {
+        match &case.work {
+            Work::Program(file, args) => {
+                let args = args.iter().map(|a| (*a).to_owned());
+                Ok(std::iter::once(file.path().to_owned())
+                    .chain(args)
+                    .collect())
+            }
+            Work::Payload(payload, options) => {
+                let path = format!("/guest/{}", payload.name);
+                items.push(Item::from_file(&path, &payload.image)?);
+                let head = ["/bin/umbra-vmm", "--kernel", &path].map(str::to_owned);
+                Ok(head.into_iter().chain(options.iter().cloned()).collect())
+            }
+            Work::Linux(flavour) => {
+                items.extend(self.guest(*flavour, log)?);
+                Ok(self.guest_command(case.cpus))
+            }
+            Work::First(..) | Work::Reference(_) => bail!("{} boots by itself", case.name),
+        }
+    }
+
+    fn guest(&self, flavour: Flavour, log: &mut Transcript) -> Result<[Item; 2]> {
+        let files = setup::guest_files(self.ws, flavour)?;
+        log.used(&format!("guest kernel ({})", files.label), &files.kernel)?;
+        let archive = guest::initramfs(self.ws, &files, &[])?;
+        let path = guest::save(self.ws, &format!("guest-{}.cpio", flavour.name()), &archive)?;
+        log.used("guest initrd", &path)?;
+        Ok([
+            Item::from_file("/guest/Image", &files.kernel)?,
+            Item::from_file("/guest/initrd", &path)?,
+        ])
+    }
+
+    fn guest_command(&self, cpus: u32) -> Vec<String> {
+        let cmdline = guest::cmdline("poweroff", self.nonce);
+        vmm_command(
+            "/guest/Image",
+            Some("/guest/initrd"),
+            &cmdline,
+            cpus,
+            GUEST_MEMORY,
+        )
+    }
+
+    /// Linux with KVM in umbra's place, on the same machine, with the same VMM, guest and command.
+    fn reference(
+        &self,
+        file: &str,
+        flavour: Flavour,
+        cpus: u32,
+        log: &mut Transcript,
+    ) -> Result<Machine> {
+        let host = setup::guest_files(self.ws, Flavour::Newest)?;
+        log.used("umbra-vmm", &self.programs.vmm)?;
+        let command: Vec<String> = self
+            .guest_command(cpus)
+            .iter()
+            .map(|w| shell_word(w))
+            .collect();
+        let script = format!(
+            "sha256sum /bin/umbra-vmm\n{}\nstatus=$?\necho \"umbra: umbra-vmm exited $status\"\nexit $status\n",
+            command.join(" ")
+        );
+        let mut items = vec![
+            Item::from_file("/bin/umbra-vmm", &self.programs.vmm)?,
+            Item::text("/umbra-run", &script),
+        ];
+        items.extend(self.guest(flavour, log)?);
+        let initrd = guest::save(self.ws, file, &guest::initramfs(self.ws, &host, &items)?)?;
+        let append = format!(
+            "console=ttyAMA0 panic=-1 umbra.storey=L0 umbra.do=run umbra.nonce={}",
+            self.nonce
+        );
+        Ok(Machine {
+            cpus,
+            kernel: host.kernel,
+            initrd,
+            append,
+        })
+    }
+}
+
+/// Judges the cases of a shared boot, in the order in which init ran them.
+fn by_part(cases: &[Case], outcome: &Outcome) -> Vec<Result<(), String>> {
+    let (mut found, rest) = parts(&outcome.console);
+    let why = match &outcome.end {
+        End::TimedOut(state) => late(state),
+        End::Exited(Some(status)) => {
+            format!("the machine ended with status {status} before this did")
+        }
+        End::Exited(None) => "QEMU was ended by a signal".to_owned(),
+    };
+    if found.len() < cases.len() {
+        found.push(Part {
+            output: rest,
+            status: Err(why),
+        });
+    }
+    let lost = || Err("not run: the machine ended before".to_owned());
+    let judged = found
+        .iter()
+        .zip(cases)
+        .map(|(part, case)| judge(case, part));
+    judged
+        .chain(std::iter::repeat_with(lost))
+        .take(cases.len())
+        .collect()
+}
+
+/// A time-out in words; of the state the lines of the CPUs, the registers are in the transcript.
+fn late(state: &str) -> String {
+    let cpus: String = state
+        .lines()
+        .take_while(|l| l.starts_with("CPU ") || l.starts_with("no registers"))
+        .map(|l| format!("    {l}\n"))
+        .collect();
+    format!("the time limit came first\n{}", cpus.trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{by_part, group};
+    use crate::qemu::{End, Outcome};
+    use crate::test::cases::{Case, File, Work};
+
+    fn case(name: &str, cpus: u32, work: Work) -> Case {
+        Case {
+            name: name.into(),
+            cpus,
+            work,
+            status: 0,
+            expect: vec![],
+            limit: 1,
+            full_only: None,
+        }
+    }
+
+    fn program(name: &str, cpus: u32) -> Case {
+        case(name, cpus, Work::Program(File::Busybox, vec![]))
+    }
+
+    #[test]
+    fn cases_share_a_boot_by_kind_and_cpus() {
+        let boots = group(vec![
+            program("boot/1cpu", 2),
+            program("program/a", 2),
+            program("program/b", 2),
+            program("program/c", 1),
+            case("program/first", 2, Work::First(File::Busybox, vec![], "")),
+            program("boot/2cpu", 2),
+            program("program/d", 2),
+        ]);
+        let names: Vec<Vec<&str>> = boots
+            .iter()
+            .map(|b| b.iter().map(|c| c.name.as_str()).collect())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                vec!["boot/1cpu"],
+                vec!["program/a", "program/b", "program/d"],
+                vec!["program/c"],
+                vec!["program/first"],
+                vec!["boot/2cpu"],
+            ]
+        );
+    }
+
+    #[test]
+    fn a_hanging_case_fails_and_so_do_those_behind_it() {
+        let cases = [program("p/a", 2), program("p/b", 2), program("p/c", 2)];
+        let console = "x\numbra-init: 1 /bin/busybox exited 0\nhangs here\n".to_owned();
+        let end = End::TimedOut("CPU 0: pc 0x0 idle\n\nCPU#0 …".into());
+        let results = by_part(
+            &cases,
+            &Outcome {
+                end,
+                console,
+                seconds: 1.0,
+            },
+        );
+        assert_eq!(results.len(), 3);
+        assert!(results[0].is_ok());
+        let why = results[1].clone().unwrap_err();
+        assert!(
+            why.contains("time limit") && why.contains("pc 0x0 idle") && why.contains("hangs here")
+        );
+        assert!(!why.contains("CPU#0"));
+        assert!(results[2].clone().unwrap_err().contains("not run"));
+    }
+}

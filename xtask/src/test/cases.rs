@@ -1,0 +1,291 @@
+//! The on-target cases: one table, so that it is plain to see what is tested on a booted umbra.
+
+use crate::build::Payload;
+use crate::hash;
+use crate::run::report;
+use crate::setup::Flavour;
+use anyhow::{Context, Result};
+use std::fs;
+
+/// The text file that programs are given, as /hello.txt.
+pub(crate) const HELLO: &str = "umbra has one shadow too few\n";
+
+/// The exit status of umbra-vmm when its guest asks for a reset.
+const RESET: i32 = 32;
+
+/// A test program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum File {
+    /// Debian's static BusyBox, /bin/busybox.
+    Busybox,
+    /// Our Rust std program with threads, /bin/el0-threads.
+    Threads,
+}
+
+impl File {
+    /// Where it is in the initrd.
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Busybox => "/bin/busybox",
+            Self::Threads => "/bin/el0-threads",
+        }
+    }
+}
+
+/// What a case runs.
+#[derive(Debug, Clone)]
+pub(crate) enum Work {
+    /// A program that init starts on umbra.
+    Program(File, Vec<&'static str>),
+    /// A program as umbra's first program, quiet: what `run program` does. The console must be
+    /// exactly this text.
+    First(File, Vec<&'static str>, &'static str),
+    /// A Debian guest on umbra-vmm on umbra.
+    Linux(Flavour),
+    /// A payload on umbra-vmm on umbra, with further options for the VMM.
+    Payload(Payload, Vec<String>),
+    /// The same VMM and guest on Linux with KVM instead of umbra.
+    Reference(Flavour),
+}
+
+/// One test on a booted machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Case {
+    /// Its name, `group/what`.
+    pub(crate) name: String,
+    /// CPUs of the machine, and of a Linux guest on it.
+    pub(crate) cpus: u32,
+    /// What runs.
+    pub(crate) work: Work,
+    /// The exit status it must have.
+    pub(crate) status: i32,
+    /// Regular expressions that must match its output.
+    pub(crate) expect: Vec<String>,
+    /// Seconds after which it has failed.
+    pub(crate) limit: u64,
+    /// Why it runs only with `--full`, if so.
+    pub(crate) full_only: Option<&'static str>,
+}
+
+impl Case {
+    fn new(name: &str, cpus: u32, work: Work, limit: u64, expect: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            cpus,
+            work,
+            status: 0,
+            expect: expect.iter().map(|e| (*e).to_owned()).collect(),
+            limit,
+            full_only: None,
+        }
+    }
+
+    fn status(mut self, status: i32) -> Self {
+        self.status = status;
+        self
+    }
+
+    fn full_only(mut self, why: &'static str) -> Self {
+        self.full_only = Some(why);
+        self
+    }
+
+    /// Whether it boots umbra.
+    pub(crate) fn needs_umbra(&self) -> bool {
+        !matches!(self.work, Work::Reference(_))
+    }
+
+    /// Whether it shares its boot with others of its kind. A Linux guest does not: what it leaves
+    /// behind would be the next one's start.
+    pub(crate) fn shares_boot(&self) -> bool {
+        match &self.work {
+            // A boot's banner is a boot's own.
+            Work::Program(..) => !self.name.starts_with("boot/"),
+            Work::Payload(..) => true,
+            Work::First(..) | Work::Linux(_) | Work::Reference(_) => false,
+        }
+    }
+}
+
+/// All cases, for a run with this nonce.
+pub(crate) fn all(nonce: &str, payloads: Vec<Payload>) -> Result<Vec<Case>> {
+    let mut cases = fixed(nonce);
+    for payload in payloads {
+        cases.push(from_payload(payload)?);
+    }
+    Ok(cases)
+}
+
+fn fixed(nonce: &str) -> Vec<Case> {
+    use File::{Busybox, Threads};
+    use Work::{First, Linux, Program, Reference};
+    let up = |cpus: u32| {
+        let banner = format!("(?m)^umbra: {cpus} CPUs? up$");
+        let work = Program(Busybox, vec!["true"]);
+        Case::new(&format!("boot/{cpus}cpu"), cpus, work, 30, &[&banner])
+    };
+    let digest = format!("(?m)^{}  /hello.txt$", hash::of_bytes(HELLO.as_bytes()));
+    let hello = format!("(?m)^{}$", HELLO.trim_end());
+    let busybox = |name: &str, args: Vec<&'static str>, expect: &str| {
+        Case::new(name, 2, Program(Busybox, args), 30, &[expect])
+    };
+    let linux = |name: &str, cpus: u32, flavour: Flavour, more: &[&str]| {
+        let mut expect = vec![report(cpus, nonce)];
+        expect.extend(more.iter().map(|e| (*e).to_owned()));
+        let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
+        Case::new(name, cpus, Linux(flavour), 240, &expect)
+    };
+    let reference = |name: &str, flavour: Flavour| {
+        let outer = format!("(?m)^umbra: storey=L0 cpus=2 mem=\\d+MiB nonce={nonce}$");
+        let inner = report(2, nonce);
+        let expect = [outer.as_str(), &inner, "(?m)^umbra: umbra-vmm exited 0$"];
+        Case::new(name, 2, Reference(flavour), 300, &expect)
+    };
+    vec![
+        up(1),
+        up(2),
+        up(4),
+        Case::new(
+            "program/hello",
+            2,
+            Program(Threads, vec![]),
+            60,
+            &["(?m)^el0-threads: ok$"],
+        ),
+        busybox("program/busybox-cat", vec!["cat", "/hello.txt"], &hello),
+        busybox(
+            "program/busybox-sha256sum",
+            vec!["sha256sum", "/hello.txt"],
+            &digest,
+        ),
+        busybox(
+            "program/busybox-uname",
+            vec!["uname", "-m"],
+            "(?m)^aarch64$",
+        ),
+        busybox(
+            "program/busybox-missing-file",
+            vec!["cat", "/missing"],
+            "No such file or directory",
+        )
+        .status(1),
+        Case::new(
+            "program/first-output",
+            2,
+            First(Busybox, vec!["cat", "hello.txt"], HELLO),
+            30,
+            &[],
+        ),
+        Case::new(
+            "program/first-status",
+            1,
+            First(Busybox, vec!["sh", "-c", "exit 42"], ""),
+            30,
+            &[],
+        )
+        .status(42),
+        linux("linux/1cpu", 1, Flavour::Newest, &[]),
+        linux(
+            "linux/2cpu",
+            2,
+            Flavour::Newest,
+            &["(?m)^umbra: page=4KiB "],
+        ),
+        linux(
+            "linux/6.12",
+            2,
+            Flavour::V6_12,
+            &["(?m)^Linux version 6\\.12\\."],
+        ),
+        linux(
+            "linux/16k",
+            2,
+            Flavour::Pages16k,
+            &["(?m)^umbra: page=16KiB "],
+        ),
+        linux("linux/4cpu", 4, Flavour::Newest, &[]).full_only("four CPUs on two cores are slow"),
+        reference("reference/linux-kvm", Flavour::Newest),
+        reference("reference/linux-kvm-16k", Flavour::Pages16k)
+            .full_only("a second look at the reference"),
+    ]
+}
+
+/// A payload's case. Its source may say in its head, each on a line of its own:
+/// `//! umbra-vmm: OPTIONS…` (further options for the VMM) and `//! ends: reset`.
+fn from_payload(payload: Payload) -> Result<Case> {
+    let text = fs::read_to_string(&payload.source)
+        .with_context(|| format!("cannot read {}", payload.source.display()))?;
+    let name = format!("payload/{}", payload.name);
+    let directive = |key: &str| {
+        let head = text.lines().take_while(|l| l.starts_with("//!"));
+        head.filter_map(|l| l.trim_start_matches("//!").trim().strip_prefix(key))
+            .next()
+    };
+    let options = directive("umbra-vmm:").unwrap_or("--cpus 1 --memory 64M");
+    let options = options.split_whitespace().map(str::to_owned).collect();
+    let status = if directive("ends:").is_some_and(|d| d.trim() == "reset") {
+        RESET
+    } else {
+        0
+    };
+    let case = Case::new(
+        &name,
+        2,
+        Work::Payload(payload, options),
+        30,
+        &["(?m)^ok \\S"],
+    );
+    Ok(case.status(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Case, Work, fixed, from_payload};
+    use crate::build::Payload;
+    use std::collections::BTreeSet;
+    use std::path::PathBuf;
+
+    #[test]
+    fn names_are_unique_and_patterns_are_regular() {
+        let cases = fixed("0123");
+        let names: BTreeSet<&str> = cases.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names.len(), cases.len());
+        for Case {
+            name, expect, work, ..
+        } in &cases
+        {
+            assert!(name.contains('/'), "{name}");
+            assert!(
+                !expect.is_empty() || matches!(work, Work::First(..)),
+                "{name} expects nothing"
+            );
+            for pattern in expect {
+                assert!(regex::Regex::new(pattern).is_ok(), "{name}: {pattern}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_payloads_head_directs_its_run() {
+        let source = std::env::temp_dir().join(format!("umbra-payload-{}.rs", std::process::id()));
+        let case = |text: &str| {
+            std::fs::write(&source, text).unwrap();
+            let image = PathBuf::from("x");
+            from_payload(Payload {
+                name: "p".into(),
+                image,
+                source: source.clone(),
+            })
+            .unwrap()
+        };
+        let plain = case("//! A question.\n\n//! umbra-vmm: --cpus 9\n");
+        assert!(
+            matches!(&plain.work, Work::Payload(_, o) if o.join(" ") == "--cpus 1 --memory 64M")
+        );
+        assert_eq!(plain.status, 0);
+        let directed = case("//! A question.\n//! umbra-vmm: --cpus 2\n//! ends: reset\n");
+        assert!(matches!(&directed.work, Work::Payload(_, o) if o.join(" ") == "--cpus 2"));
+        assert_eq!(directed.status, 32);
+        std::fs::remove_file(&source).unwrap();
+    }
+}

@@ -101,7 +101,7 @@ _head:
     b       primary_entry
     .long   0
     .quad   0                                   // text_offset
-    .quad   __image_end - __image_start         // image_size
+    .quad   __image_size                        // image_size
     .quad   0b1010                              // little endian, 4 KiB pages, anywhere
     .quad   0, 0, 0
     .ascii  "ARM\x64"

@@ -1,10 +1,12 @@
 //! What the machine side keeps for each CPU, found through TPIDR_EL2.
 
+use alloc::sync::Arc;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::boot::HCR_HOST;
 use crate::regs::{mrs, msr};
+use crate::thread::Switch;
 
 /// CPUs that umbra can bring up.
 pub const MAX_CPUS: usize = 16;
@@ -29,8 +31,10 @@ pub(crate) struct PerCpu {
     pub(crate) fp_trap: Cell<bool>,
     /// Redistributor base of this CPU.
     pub(crate) gicr: Cell<usize>,
-    /// Addresses for the temporary mapping windows.
+    /// Whether the mapping window is in use.
     pub(crate) window_busy: Cell<bool>,
+    /// The two threads of a switch under way.
+    pub(crate) switching: Cell<Option<(Arc<dyn Switch>, Arc<dyn Switch>)>>,
 }
 
 // SAFETY: the `Cell`s are only reached through `this()`, that is by the CPU they belong to, which
@@ -50,6 +54,7 @@ impl PerCpu {
             fp_trap: Cell::new(false),
             gicr: Cell::new(0),
             window_busy: Cell::new(false),
+            switching: Cell::new(None),
         }
     }
 }

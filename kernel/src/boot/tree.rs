@@ -1,0 +1,122 @@
+//! What the device tree says about the machine.
+
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::{Node, Property};
+use umbra_arm64::Pa;
+
+use super::BootArgs;
+
+/// The parts of the machine that umbra drives.
+#[derive(Debug, Default)]
+pub(crate) struct Machine {
+    pub(crate) ram: heapless::Vec<(Pa, u64), 8>,
+    pub(crate) reserved: heapless::Vec<(Pa, u64), 16>,
+    pub(crate) initrd: Option<(Pa, u64)>,
+    pub(crate) bootargs: BootArgs,
+    /// PL011: base and interrupt.
+    pub(crate) console: Option<(u64, Option<u32>)>,
+    /// GICv3: distributor, redistributors and their bytes.
+    pub(crate) gic: Option<(u64, u64, u64)>,
+    /// MPIDR of each CPU, boot CPU included.
+    pub(crate) cpus: heapless::Vec<u64, { umbra_hw::MAX_CPUS }>,
+}
+
+fn ranges(node: FdtNode<'static>) -> impl Iterator<Item = (u64, u64)> {
+    node.reg()
+        .ok()
+        .flatten()
+        .into_iter()
+        .flatten()
+        .filter_map(|reg| Some((reg.address::<u64>().ok()?, reg.size::<u64>().ok()?)))
+}
+
+fn is_compatible(node: FdtNode<'static>, with: &str) -> bool {
+    node.compatible()
+        .is_some_and(|mut names| names.any(|name| name == with))
+}
+
+fn cell(bytes: &[u8]) -> Option<u64> {
+    match bytes.len() {
+        4 => Some(u32::from_be_bytes(bytes.try_into().ok()?).into()),
+        8 => Some(u64::from_be_bytes(bytes.try_into().ok()?)),
+        _ => None,
+    }
+}
+
+fn bytes(node: FdtNode<'static>, name: &str) -> Option<&'static [u8]> {
+    node.properties()
+        .find(|property| property.name() == name)?
+        .value_as::<&'static [u8]>()
+        .ok()
+}
+
+fn number(node: FdtNode<'static>, name: &str) -> Option<u64> {
+    bytes(node, name).and_then(cell)
+}
+
+impl Machine {
+    /// Reads the tree. What is missing or malformed stays empty, for the boot flow to name.
+    pub(crate) fn read(blob: &'static [u8]) -> Self {
+        let mut machine = Self::default();
+        let Ok(tree) = Fdt::new(blob) else {
+            return machine;
+        };
+        for reservation in tree.memory_reservations() {
+            let _ = machine
+                .reserved
+                .push((Pa::new(reservation.address()), reservation.size()));
+        }
+        for node in tree.root().children() {
+            machine.look_at(node);
+            for child in node.children() {
+                machine.look_at(child);
+            }
+        }
+        machine
+    }
+
+    fn look_at(&mut self, node: FdtNode<'static>) {
+        match bytes(node, "device_type") {
+            Some(b"memory\0") => {
+                for (base, bytes) in ranges(node) {
+                    let _ = self.ram.push((Pa::new(base), bytes));
+                }
+            }
+            Some(b"cpu\0") => {
+                if let Some(mpidr) = number(node, "reg") {
+                    let _ = self.cpus.push(mpidr);
+                }
+            }
+            _ => {}
+        }
+        if node.name() == "chosen" {
+            self.read_chosen(node);
+        } else if is_compatible(node, "arm,pl011") && self.console.is_none() {
+            let interrupt = bytes(node, "interrupts").and_then(|cells| {
+                // Three cells: 0 for a shared interrupt, its number, its trigger.
+                (cells.get(..4)? == [0; 4]).then_some(())?;
+                Some(cell(cells.get(4..8)?)? as u32 + 32)
+            });
+            self.console = ranges(node).next().map(|(base, _)| (base, interrupt));
+        } else if is_compatible(node, "arm,gic-v3") {
+            let mut frames = ranges(node);
+            if let (Some((dist, _)), Some((redist, bytes))) = (frames.next(), frames.next()) {
+                self.gic = Some((dist, redist, bytes));
+            }
+        }
+    }
+
+    fn read_chosen(&mut self, node: FdtNode<'static>) {
+        if let (Some(start), Some(end)) = (
+            number(node, "linux,initrd-start"),
+            number(node, "linux,initrd-end"),
+        ) && end > start
+        {
+            self.initrd = Some((Pa::new(start), end - start));
+        }
+        if let Some(text) = bytes(node, "bootargs").and_then(|text| core::str::from_utf8(text).ok())
+        {
+            self.bootargs = BootArgs(text.trim_end_matches('\0'));
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Physical interrupts: taken by polling, at exits and in the idle loop.
+
+use umbra_hw::gic::{self, IntId};
+use umbra_hw::timer::HYP_TIMER_PPI;
+
+use crate::{console, sched};
+
+/// Software-generated interrupts between umbra's CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Sgi {
+    /// Look at the run queue.
+    Reschedule = 0,
+    /// Just leave EL0 or the guest.
+    Kick = 1,
+    /// Stop for good: another CPU panicked.
+    Stop = 2,
+}
+
+/// Interrupts another CPU.
+pub(crate) fn send(cpu: usize, sgi: Sgi) {
+    gic::send(cpu, sgi as u32);
+}
+
+/// Enables this CPU's interrupts.
+pub(crate) fn init_cpu() {
+    gic::init_cpu();
+    for sgi in [Sgi::Reschedule, Sgi::Kick, Sgi::Stop] {
+        gic::enable_private(sgi as u32, true);
+    }
+    umbra_hw::timer::init_cpu();
+}
+
+/// Takes and handles every pending interrupt. Called with no lock held.
+pub(crate) fn poll() {
+    while let Some(id) = gic::acknowledge() {
+        match id {
+            IntId(0) => sched::request_resched(umbra_hw::cpu()),
+            IntId(1) => {}
+            IntId(2) => umbra_hw::psci::stop(),
+            IntId(HYP_TIMER_PPI) => {
+                umbra_hw::timer::set_deadline(None);
+                sched::expire();
+            }
+            id if Some(id) == console::interrupt() => console::input(),
+            IntId(other) => log::warn!("interrupt {other} that nobody asked for"),
+        }
+        gic::deactivate(id);
+    }
+}
+
+/// Before this CPU waits: no virtual interrupt may end the wait.
+pub(crate) fn before_wait() {
+    umbra_hw::vgic::write_hcr(0);
+}

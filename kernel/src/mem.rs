@@ -1,0 +1,176 @@
+//! The frame allocator joined to the machine: table chunks, the heap's supply, and the seam through
+//! which the table engine gets its pages.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use umbra_arm64::Pa;
+use umbra_frames::{CHUNK_ORDER, FRAME, Frames, Owner, Pool, Released};
+use umbra_hw::sync::SpinLock;
+use umbra_stage2::{NoMemory, Tables};
+
+/// The heap is fed when less than this is free.
+const HEAP_LOW: usize = 512 << 10;
+/// The kernel half keeps at least this many pages for tables.
+const TABLE_PAGES_LOW: usize = 8;
+
+static FRAMES: SpinLock<Option<Frames<'static>>> = SpinLock::new("frames", 200, None);
+
+/// Takes over physical memory: `ram` are the ranges umbra may use, `reserved` those that the loader
+/// filled. Nothing smaller than a chunk next to a reservation is used.
+pub(crate) fn init(ram: &[(Pa, u64)], reserved: &[(Pa, u64)]) {
+    let usable = |chunk: u64| {
+        let end = chunk + umbra_hw::mem::CHUNK;
+        ram.iter()
+            .any(|&(start, bytes)| chunk >= start.raw() && end <= start.raw() + bytes)
+            && !reserved
+                .iter()
+                .any(|&(start, bytes)| chunk < start.raw() + bytes && end > start.raw())
+            && umbra_hw::mem::is_manageable(Pa::new(chunk))
+    };
+    let chunk_size = umbra_hw::mem::CHUNK;
+    let chunks = || {
+        ram.iter().flat_map(move |&(start, bytes)| {
+            let first = start.raw().next_multiple_of(chunk_size);
+            (first..start.raw() + bytes).step_by(chunk_size as usize)
+        })
+    };
+    let (mut low, mut high) = (u64::MAX, 0);
+    for chunk in chunks().filter(|&chunk| usable(chunk)) {
+        umbra_hw::mem::declare_ram(Pa::new(chunk));
+        low = low.min(chunk);
+        high = high.max(chunk + chunk_size);
+    }
+    assert!(low < high, "the device tree names no usable memory");
+
+    // The table itself: the first run of chunks that is long enough.
+    let bytes = ((high - low) / FRAME * 8).next_multiple_of(chunk_size);
+    let table = chunks()
+        .find(|&start| {
+            (start..start + bytes)
+                .step_by(chunk_size as usize)
+                .all(usable)
+        })
+        .expect("there is room for the frame table");
+    for chunk in (table..table + bytes).step_by(chunk_size as usize) {
+        umbra_hw::mem::claim_tables(Pa::new(chunk))
+            .expect("the early tables cover the frame table");
+    }
+    let words = umbra_hw::mem::words(Pa::new(table), (high - low) / FRAME * 8);
+    for word in words {
+        word.store(0, Ordering::Relaxed);
+    }
+    let mut frames = Frames::new(words, Pa::new(low));
+    for chunk in chunks().filter(|&chunk| usable(chunk) && !(table..table + bytes).contains(&chunk))
+    {
+        frames.add(Pa::new(chunk), Pa::new(chunk + chunk_size));
+    }
+    *FRAMES.lock() = Some(frames);
+    feed_heap();
+    top_up();
+}
+
+fn with<R>(f: impl FnOnce(&mut Frames<'static>) -> R) -> R {
+    f(FRAMES.lock().as_mut().expect("memory is initialised first"))
+}
+
+/// Takes `2^order` frames of plain memory; their content is whatever it was.
+pub(crate) fn allocate_plain(order: u8, owner: Owner) -> Option<Pa> {
+    with(|frames| frames.allocate(order, Pool::Plain, owner))
+}
+
+/// Takes `2^order` cleared pages that umbra reaches as words.
+pub(crate) fn allocate_words(order: u8, owner: Owner) -> Option<Pa> {
+    let pa = with(|frames| {
+        if let Some(pa) = frames.allocate(order, Pool::Table, owner) {
+            return Some(pa);
+        }
+        let chunk = frames.allocate(CHUNK_ORDER, Pool::Plain, Owner::Kernel)?;
+        if umbra_hw::mem::claim_tables(chunk).is_err() {
+            frames.release(chunk);
+            return None;
+        }
+        frames.convert(chunk);
+        frames.allocate(order, Pool::Table, owner)
+    })?;
+    for page in 0..1u64 << order {
+        umbra_hw::mem::clear_table(Pa::new(pa.raw() + page * FRAME));
+    }
+    Some(pa)
+}
+
+/// Drops a reference to a block.
+pub(crate) fn release(pa: Pa) -> Released {
+    with(|frames| frames.release(pa))
+}
+
+/// Adds a reference to a block.
+pub(crate) fn hold(pa: Pa) {
+    with(|frames| frames.hold(pa));
+}
+
+/// References to a block.
+pub(crate) fn references(pa: Pa) -> u64 {
+    with(|frames| frames.references(pa))
+}
+
+/// Makes a block single frames.
+pub(crate) fn split(pa: Pa) {
+    with(|frames| frames.split(pa));
+}
+
+/// Frames free and in all.
+pub(crate) fn frame_counts() -> (u64, u64) {
+    with(|frames| {
+        (
+            frames.free_frames(Pool::Plain) + frames.free_frames(Pool::Table),
+            frames.total_frames(),
+        )
+    })
+}
+
+fn feed_heap() -> bool {
+    let Some(chunk) = allocate_plain(CHUNK_ORDER, Owner::Heap) else {
+        return false;
+    };
+    if umbra_hw::heap::feed(chunk).is_err() {
+        release(chunk);
+        return false;
+    }
+    true
+}
+
+/// Keeps the heap and the kernel half supplied. Called where no lock is held: at every system call,
+/// and before anything that allocates much.
+pub(crate) fn top_up() {
+    if umbra_hw::heap::free_bytes() < HEAP_LOW {
+        feed_heap();
+    }
+    while umbra_hw::table_pages_left() < TABLE_PAGES_LOW {
+        let Some(page) = allocate_words(0, Owner::Table) else {
+            return;
+        };
+        if !umbra_hw::donate(page) {
+            release(page);
+            return;
+        }
+    }
+}
+
+/// The table engine's view of memory (seam 1 of the design).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TablePages;
+
+impl Tables for TablePages {
+    fn table(&self, pa: Pa) -> &[AtomicU64] {
+        umbra_hw::mem::table(pa)
+    }
+
+    fn alloc(&self, pages: usize) -> Result<Pa, NoMemory> {
+        let order = pages.next_power_of_two().trailing_zeros() as u8;
+        allocate_words(order, Owner::Table).ok_or(NoMemory)
+    }
+
+    fn free(&self, pa: Pa, _pages: usize) {
+        release(pa);
+    }
+}

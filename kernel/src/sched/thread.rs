@@ -1,0 +1,177 @@
+//! One thread of execution in the kernel.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use umbra_arm64::Pa;
+use umbra_frames::Owner;
+use umbra_hw::sync::SpinLock;
+use umbra_hw::thread::{Context, STACK_PAGES, Switch};
+
+use super::cpu;
+use crate::mem;
+
+/// What a thread works for, as far as the scheduler cares: whose address space it needs.
+pub(crate) trait Task: Send + Sync {
+    /// Makes the task's address space current on this CPU.
+    fn load_address_space(&self);
+}
+
+/// Whether a thread may run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    /// On a CPU or in a run queue.
+    Runnable,
+    /// In [`cpu::park`].
+    Parked,
+    /// Never to run again.
+    Dead,
+}
+
+/// What `unpark` and `park` agree on.
+#[derive(Debug)]
+pub(super) struct Permit {
+    pub(super) state: State,
+    /// An `unpark` that came before its `park`.
+    pub(super) pending: bool,
+}
+
+type Entry = Box<dyn FnOnce() + Send>;
+
+/// A kernel thread: a stack, and what to do on it.
+pub(crate) struct Thread {
+    pub(crate) id: u64,
+    /// `None` only while the thread is taken apart.
+    context: Option<Context>,
+    pub(super) permit: SpinLock<Permit>,
+    /// Nanoseconds run, on the queues' scale.
+    pub(super) runtime: AtomicU64,
+    /// CPU it runs or last ran on.
+    pub(super) cpu: AtomicUsize,
+    pub(super) entry: SpinLock<Option<Entry>>,
+    task: Option<Arc<dyn Task>>,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+impl Thread {
+    pub(super) fn idle(cpu: usize, context: Context) -> Arc<Self> {
+        Arc::new(Self {
+            id: 0,
+            context: Some(context),
+            permit: SpinLock::new(
+                "thread",
+                120,
+                Permit {
+                    state: State::Runnable,
+                    pending: false,
+                },
+            ),
+            runtime: AtomicU64::new(0),
+            cpu: AtomicUsize::new(cpu),
+            entry: SpinLock::new("thread entry", 119, None),
+            task: None,
+        })
+    }
+
+    pub(super) fn load_address_space(&self) {
+        match &self.task {
+            Some(task) => task.load_address_space(),
+            None => umbra_hw::aspace::unload(),
+        }
+    }
+
+    /// Lets the thread go on from, or not enter, its next [`cpu::park`].
+    pub(crate) fn unpark(self: &Arc<Self>) {
+        let mut permit = self.permit.lock();
+        match permit.state {
+            State::Parked => {
+                permit.state = State::Runnable;
+                drop(permit);
+                cpu::enqueue(self.clone());
+            }
+            State::Runnable => permit.pending = true,
+            State::Dead => {}
+        }
+    }
+
+    /// CPU it runs or last ran on.
+    pub(crate) fn cpu(&self) -> usize {
+        self.cpu.load(Ordering::Relaxed)
+    }
+}
+
+impl Switch for Thread {
+    fn context(&self) -> &Context {
+        self.context
+            .as_ref()
+            .expect("a thread has its stack until it is dropped")
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        if let Some(pages) = self.context.take().and_then(Context::into_pages) {
+            for page in pages {
+                mem::release(page);
+            }
+        }
+    }
+}
+
+/// A stack, or `None` when memory is out.
+pub(super) fn new_context() -> Option<Context> {
+    mem::top_up();
+    let mut pages = [Pa::new(0); STACK_PAGES];
+    let mut got = 0;
+    while got < STACK_PAGES {
+        let Some(page) = mem::allocate_plain(0, Owner::Stack) else {
+            break;
+        };
+        pages[got] = page;
+        got += 1;
+    }
+    if got == STACK_PAGES
+        && let Ok(context) = Context::new(pages, cpu::thread_main)
+    {
+        return Some(context);
+    }
+    for page in &pages[..got] {
+        mem::release(*page);
+    }
+    None
+}
+
+/// Starts a thread. `None` when memory or stacks are out.
+pub(crate) fn spawn(
+    task: Option<Arc<dyn Task>>,
+    entry: impl FnOnce() + Send + 'static,
+) -> Option<Arc<Thread>> {
+    let thread = prepare(task, entry)?;
+    cpu::enqueue(thread.clone());
+    Some(thread)
+}
+
+fn prepare(
+    task: Option<Arc<dyn Task>>,
+    entry: impl FnOnce() + Send + 'static,
+) -> Option<Arc<Thread>> {
+    let context = new_context()?;
+    Some(Arc::new(Thread {
+        id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        context: Some(context),
+        permit: SpinLock::new(
+            "thread",
+            120,
+            Permit {
+                state: State::Runnable,
+                pending: false,
+            },
+        ),
+        runtime: AtomicU64::new(0),
+        cpu: AtomicUsize::new(umbra_hw::cpu()),
+        entry: SpinLock::new("thread entry", 119, Some(Box::new(entry))),
+        task,
+    }))
+}

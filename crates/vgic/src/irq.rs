@@ -67,9 +67,11 @@ impl Irq {
     /// An active level interrupt never carries its pending bit: the line may drop before the deactivation. Where pending is
     /// withheld, or the line would be sampled again, the register asks for a maintenance interrupt on deactivation.
     pub(crate) fn load(&mut self, intid: u32, vcpu: u8, signalled: bool, pend_active: bool) -> Lr {
-        let deliver = signalled && self.pending() && self.enabled && self.target == Some(vcpu);
-        let pending = deliver && (!self.active || (self.edge && pend_active));
-        let again = deliver && (!pending || (self.line && !self.edge));
+        let waiting = signalled && self.pending() && self.enabled;
+        let pending =
+            waiting && self.target == Some(vcpu) && (!self.active || (self.edge && pend_active));
+        // Also when it is routed elsewhere by now: it goes there once it is not active here.
+        let again = waiting && (!pending || (self.line && !self.edge));
         let lr = Lr::new()
             .with_vintid(intid)
             .with_priority(self.priority)

@@ -125,3 +125,95 @@ pub(crate) fn find(map: &'static [Region], offset: u32) -> Option<&'static Regio
         .last()
         .filter(|region| offset - region.start < region.len)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME_END: u32 = 0x1_0000;
+    const MAPS: [(&str, &[Region]); 3] = [("GICD", DIST), ("RD", RD), ("SGI", SGI)];
+
+    #[test]
+    fn regions_ascend_without_overlap_and_stay_in_the_frame() {
+        for (name, map) in MAPS {
+            let mut end = 0;
+            for region in map {
+                assert!(region.start >= end && region.len > 0, "{name} {region:x?}");
+                end = region.start + region.len;
+            }
+            assert!(end <= FRAME_END, "{name}");
+        }
+    }
+
+    #[test]
+    fn find_agrees_with_a_walk() {
+        for (name, map) in MAPS {
+            for offset in 0..FRAME_END + 8 {
+                let walked = map
+                    .iter()
+                    .find(|region| (region.start..region.start + region.len).contains(&offset));
+                assert_eq!(
+                    find(map, offset).map(|region| region.start),
+                    walked.map(|region| region.start),
+                    "{name} {offset:#x}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn gaps_are_those_of_the_manual() {
+        let gaps = |map: &[Region]| {
+            let ends = map.iter().map(|region| region.start + region.len);
+            let starts = map.iter().skip(1).map(|region| region.start);
+            ends.zip(starts)
+                .filter(|(end, start)| end != start)
+                .collect::<std::vec::Vec<_>>()
+        };
+        // Reserved; message-based SPIs, extended SPIs and what else GICD_TYPER says is absent.
+        assert_eq!(
+            gaps(DIST),
+            [
+                (0x14, 0x80),
+                (0xd80, 0xe00),
+                (0xf04, 0xf10),
+                (0xf30, 0x6000),
+                (0x8000, 0xffd0)
+            ]
+        );
+        assert_eq!(gaps(SGI).first(), Some(&(0x84, 0x100)));
+        assert_eq!(gaps(RD).first(), Some(&(0x18, 0x40)));
+    }
+
+    #[test]
+    fn a_bank_has_a_field_for_each_interrupt() {
+        for (name, map, interrupts) in [("GICD", DIST, 1024), ("SGI", SGI, 32)] {
+            for region in map {
+                if let Reg::Bank(bank) = region.reg {
+                    assert_eq!(region.len * 8, interrupts * bank.width(), "{name} {bank:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_natural_and_as_the_region_says() {
+        let priority = find(DIST, 0x400).unwrap();
+        let router = find(DIST, 0x6000).unwrap();
+        let enable = find(DIST, 0x100).unwrap();
+        for (region, offset, len, allowed) in [
+            (priority, 0x401, 1, true),
+            (priority, 0x402, 2, false),
+            (priority, 0x402, 4, false),
+            (router, 0x6104, 4, true),
+            (router, 0x6104, 8, false),
+            (router, 0x6108, 8, true),
+            (enable, 0x104, 4, true),
+            (enable, 0x104, 1, false),
+            (enable, 0x108, 8, false),
+            (enable, 0x104, 0, false),
+        ] {
+            assert_eq!(region.allows(offset, len), allowed, "{offset:#x} {len}");
+        }
+    }
+}

@@ -96,7 +96,7 @@ impl Vgic {
     /// What of `config` cannot be had.
     pub fn new(config: &Config<'_>) -> Result<Self, ConfigError> {
         let nr_irqs = config.nr_irqs;
-        if !(64..=1024).contains(&nr_irqs) || nr_irqs % 32 != 0 {
+        if !(64..=1024).contains(&nr_irqs) || !nr_irqs.is_multiple_of(32) {
             return Err(ConfigError::NrIrqs);
         }
         let affinities = config.affinities;

@@ -1,0 +1,6 @@
+//! The virtual GIC on a modelled machine: the manual's sentences one by one, then random histories against a reference.
+
+mod machine;
+mod manual;
+mod model;
+mod registers;

@@ -5,6 +5,8 @@
 //! access flag, software bits) and differ in the rest, so a format is an encoder and a decoder of
 //! `Attrs` and nothing more (Arm ARM D8.3.2, D8.5.5).
 
+use umbra_arm64::Rights;
+
 use crate::entry::{AF, PARKED, SOFTWARE_SHIFT};
 
 /// What memory is, for caching.
@@ -16,47 +18,6 @@ pub enum Memory {
     Uncached,
     /// Device-nGnRE.
     Device,
-}
-
-/// What may be done through a mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Rights {
-    /// Loads.
-    pub read: bool,
-    /// Stores.
-    pub write: bool,
-    /// Fetches at EL0.
-    pub exec_el0: bool,
-    /// Fetches at EL1 (for `El20`: always false, EL2 never runs a user page).
-    pub exec_el1: bool,
-}
-
-impl Rights {
-    /// No access at all.
-    pub const NONE: Rights = Rights {
-        read: false,
-        write: false,
-        exec_el0: false,
-        exec_el1: false,
-    };
-    /// Loads only.
-    pub const READ: Rights = Rights {
-        read: true,
-        ..Rights::NONE
-    };
-    /// Loads and stores.
-    pub const READ_WRITE: Rights = Rights {
-        write: true,
-        ..Rights::READ
-    };
-
-    /// Whether everything that `other` allows is allowed here too.
-    pub const fn covers(self, other: Rights) -> bool {
-        (self.read || !other.read)
-            && (self.write || !other.write)
-            && (self.exec_el0 || !other.exec_el0)
-            && (self.exec_el1 || !other.exec_el1)
-    }
 }
 
 /// Everything a leaf says besides its output address.
@@ -360,20 +321,5 @@ mod tests {
             }),
             None
         );
-    }
-
-    #[test]
-    fn covers_is_an_order_on_each_right() {
-        for outer in all_attrs().map(|a| a.rights) {
-            for inner in all_attrs().map(|a| a.rights).take(48) {
-                let pairs = [
-                    (outer.read, inner.read),
-                    (outer.write, inner.write),
-                    (outer.exec_el0, inner.exec_el0),
-                    (outer.exec_el1, inner.exec_el1),
-                ];
-                assert_eq!(outer.covers(inner), pairs.iter().all(|(o, i)| *o >= *i));
-            }
-        }
     }
 }

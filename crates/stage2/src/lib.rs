@@ -43,7 +43,7 @@ mod work;
 #[cfg(test)]
 mod model;
 
-pub use format::{Attrs, El20, Format, Memory, Rights, S2};
+pub use format::{Attrs, El20, Format, Memory, S2};
 pub use geometry::Geometry;
 pub use map::{Broken, Completed, Make, MapError, Mapped};
 pub use range::Change;
@@ -51,6 +51,7 @@ pub use seam::{NoMemory, Tables};
 pub use table::{Config, Leaf, PageTable};
 pub use work::{Discharged, Scope, TlbRequest, TlbWork};
 
+pub use umbra_arm64::Rights;
 use umbra_arm64::{Hva, Ipa, L2Ipa};
 
 /// A VM's own stage 2.

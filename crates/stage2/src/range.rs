@@ -12,11 +12,11 @@ use core::{
     sync::atomic::Ordering::{AcqRel, Acquire},
 };
 
-use umbra_arm64::{Address, Level, Pa};
+use umbra_arm64::{Address, Level, Pa, Rights};
 
 use crate::{
     entry::{self, AF, Entry, VALID},
-    format::{Format, Rights},
+    format::Format,
     map::{Make, MapError},
     resize::{Carve, Carved},
     seam::Tables,

@@ -333,3 +333,80 @@ pub(crate) fn unwinding() -> bool {
 pub(crate) fn unwinding() -> bool {
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+    use umbra_arm64::Vmid;
+
+    /// The ranges of a work to which `adds` were added in order.
+    fn ranges(adds: &[(u64, u64, Option<Level>, bool)]) -> Vec<(u64, u64, Option<Level>, bool)> {
+        let mut work = TlbWork::new(Tag::Vmid(Vmid::new(1)), Pa::new(0));
+        for (addr, bytes, level, leaf_only) in adds {
+            work.add(*addr, *bytes, *level, *leaf_only);
+        }
+        let mut seen = Vec::new();
+        let done = work.discharge(|request| match request.scope {
+            Scope::Range {
+                addr,
+                bytes,
+                level,
+                leaf_only,
+            } => seen.push((addr, bytes, level, leaf_only)),
+            Scope::All => seen.push((0, u64::MAX, None, false)),
+        });
+        assert_eq!(done.waiting(), 0);
+        seen
+    }
+
+    #[test]
+    fn neighbours_of_one_kind_become_one_range() {
+        let (page, block) = (Some(Level::L3), Some(Level::L2));
+        assert_eq!(
+            ranges(&[(8, 8, page, true), (16, 8, page, true)]),
+            [(8, 16, page, true)]
+        );
+        assert_eq!(
+            ranges(&[(16, 8, page, true), (8, 8, page, true)]),
+            [(8, 16, page, true)]
+        );
+        for other in [
+            (16, 8, block, true),
+            (16, 8, page, false),
+            (16, 8, None, true),
+            (24, 8, page, true),
+        ] {
+            assert_eq!(
+                ranges(&[(8, 8, page, true), other]),
+                [(8, 8, page, true), other]
+            );
+        }
+    }
+
+    #[test]
+    fn only_a_request_for_everything_in_a_range_absorbs_another() {
+        let leaf = (8, 8, Some(Level::L3), true);
+        assert_eq!(
+            ranges(&[leaf, (0, 32, None, false)]),
+            [(0, 32, None, false)]
+        );
+        assert_eq!(
+            ranges(&[leaf, (0, 12, None, false)]),
+            [leaf, (0, 12, None, false)]
+        );
+        for less in [(0, 32, None, true), (0, 32, Some(Level::L3), false)] {
+            let table = (8, 8, None, false);
+            assert_eq!(ranges(&[table, less]), [table, less]);
+        }
+    }
+
+    #[test]
+    fn too_many_ranges_are_everything() {
+        let far = |n: u64| (n * 100, 1, None, true);
+        let some: Vec<_> = (0..RANGES as u64).map(far).collect();
+        assert_eq!(ranges(&some), some);
+        let more: Vec<_> = (0..RANGES as u64 + 1).map(far).collect();
+        assert_eq!(ranges(&more), [(0, u64::MAX, None, false)]);
+    }
+}

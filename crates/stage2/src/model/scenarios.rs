@@ -185,6 +185,44 @@ fn a_fault_between_the_halves_is_told_to_retry() {
 }
 
 #[test]
+fn an_overtaken_break_is_cancelled() {
+    let (mut table, tables) = canonical();
+    fresh(&mut table, &tables, 0, 0, BLOCK);
+    let first = table.split(Ipa::new(0), &tables).unwrap().unwrap();
+    let first_done = first.work.discharge(|_| {});
+    table
+        .evict(Ipa::new(0), BLOCK, &tables)
+        .finish(&tables, |_| {});
+    fresh(&mut table, &tables, 0, 7 * BLOCK, BLOCK);
+    let second = table.split(Ipa::new(0), &tables).unwrap().unwrap();
+    // The entry is in transition again, but not for the first break.
+    assert_eq!(
+        table.complete(first.make, &first_done, &tables),
+        Completed::Cancelled
+    );
+    first_done.release(&tables);
+    assert_eq!(second.finish(&mut table, &tables, |_| {}), Completed::Made);
+    assert_eq!(
+        table.lookup(Ipa::new(PAGE), &tables).map(|leaf| leaf.pa),
+        Some(Pa::new(7 * BLOCK + PAGE))
+    );
+    end(table, &tables);
+}
+
+#[test]
+fn a_break_outlives_its_table() {
+    let (mut table, tables) = canonical();
+    fresh(&mut table, &tables, 0, 0, GIB);
+    let broken = table.unmap(Ipa::new(0), PAGE, &tables).unwrap();
+    broken.work.finish(&tables, |_| {});
+    table.destroy(&tables).finish(&tables, |_| {});
+    for make in broken.makes.into_iter().flatten() {
+        make.abandon(&tables);
+    }
+    assert_eq!(tables.live(), 0);
+}
+
+#[test]
 fn split_and_collapse_are_inverse() {
     let (mut table, tables) = canonical();
     fresh(&mut table, &tables, GIB, 2 * GIB, GIB);
@@ -299,6 +337,12 @@ fn the_access_flag_is_hardware_s_to_set_and_ours_to_clear() {
     assert!(accessed(&table));
     assert!(table.age(Ipa::new(0), GIB, &tables) && !accessed(&table));
     assert!(!table.age(Ipa::new(0), GIB, &tables));
+    // One accessed page among others is enough, wherever it stands.
+    fresh(&mut table, &tables, PAGE, 0, PAGE);
+    for accessed in [0, PAGE] {
+        assert!(table.make_young(Ipa::new(accessed), &tables));
+        assert!(table.age(Ipa::new(0), 2 * PAGE, &tables));
+    }
     assert!(!table.make_young(Ipa::new(PAGE), &tables), "nothing there");
     end(table, &tables);
 }
@@ -377,6 +421,23 @@ fn requests_are_as_small_as_the_change() {
             scope
         }]
     );
+    fresh(&mut table, &tables, GIB, GIB, GIB);
+    seen.clear();
+    let split = table.split(Ipa::new(GIB + PAGE), &tables).unwrap().unwrap();
+    split.finish(&mut table, &tables, |request| seen.push(*request));
+    let scope = Scope::Range {
+        addr: GIB,
+        bytes: GIB,
+        level: Some(Level::L1),
+        leaf_only: true,
+    };
+    assert_eq!(
+        seen,
+        [TlbRequest {
+            tag: Tag::Vmid(Vmid::new(3)),
+            scope
+        }]
+    );
     // Too many places to list: everything under the tag, once.
     for n in 0..32 {
         fresh(&mut table, &tables, BLOCK + 2 * n * PAGE, 0, PAGE);
@@ -422,6 +483,26 @@ fn works_of_one_table_merge() {
     discharged.release(&tables);
     end(table, &tables);
     end(other, &more);
+}
+
+#[test]
+fn merged_works_free_all_their_pages() {
+    let (mut table, tables) = canonical();
+    for n in 0..4 * 3 {
+        fresh(&mut table, &tables, n / 3 * GIB + n % 3 * BLOCK, 0, PAGE);
+    }
+    let mut work = table.evict(Ipa::new(0), GIB, &tables);
+    for n in 1..4 {
+        let next = table.evict(Ipa::new(n * GIB), GIB, &tables);
+        work.merge(next, &tables).unwrap();
+        // Merging an empty work changes nothing.
+        let nothing = table.evict(Ipa::new(n * GIB), GIB, &tables);
+        work.merge(nothing, &tables).unwrap();
+    }
+    assert_eq!((work.waiting(), table.table_pages()), (4 * 4, 2));
+    work.finish(&tables, |_| {});
+    assert_eq!(tables.live(), 2);
+    end(table, &tables);
 }
 
 #[test]

@@ -8,7 +8,6 @@
 //! - active outside: LRENPIE, a maintenance interrupt when the guest ends one that is in no register. With EOImode = 0 the
 //!   n-th such EOI is for the n-th most urgent of them, as EOIs nest. With EOImode = 1 any may be meant, so ICC_DIR_EL1 traps.
 
-use crate::FIRST_SPI;
 use crate::cpuif::{HcrBits, Vmcr};
 use crate::lr::{LrFile, MAX_LRS};
 use crate::mmio::Refusal;
@@ -105,9 +104,7 @@ impl Vgic {
         let active_outside = active.seen > nr_active;
 
         *lrs = LrFile::EMPTY;
-        let mut loaded_spi = false;
         for intid in active.take(nr_active).chain(pending.take(nr_pending)) {
-            loaded_spi |= intid >= FIRST_SPI;
             let Some(signalled) = self.irq(vcpu, intid).map(|irq| self.group_enabled(irq)) else {
                 continue;
             };
@@ -124,6 +121,7 @@ impl Vgic {
             .enumerate()
             .any(|(other, gic)| other != vcpu && gic.candidates.has_spi());
         let gic = &mut self.vcpus[vcpu];
+        let has_spi = gic.candidates.has_spi();
         gic.loaded = true;
         gic.dirty = false;
         gic.eoi_mode = vmcr.eoi_mode();
@@ -134,7 +132,7 @@ impl Vgic {
             .with_lrenpie(active_outside)
             .with_tdir(gic.traps_dir && self.vtr.tds())
             .with_tc(gic.traps_dir && !self.vtr.tds());
-        let kicks = if loaded_spi {
+        let kicks = if has_spi {
             self.make_others_trap_dir(vcpu)
         } else {
             Kicks::NONE
@@ -279,7 +277,8 @@ impl Vgic {
         kicks
     }
 
-    fn make_others_trap_dir(&mut self, vcpu: usize) -> Kicks {
+    /// An SPI that `vcpu` has, or may take, can be deactivated from anywhere: the others trap ICC_DIR_EL1 if they write it at all.
+    pub(crate) fn make_others_trap_dir(&mut self, vcpu: usize) -> Kicks {
         let mut kicks = Kicks::NONE;
         for (other, gic) in self.vcpus.iter_mut().enumerate() {
             if other != vcpu && gic.loaded && gic.eoi_mode && !gic.traps_dir {

@@ -47,13 +47,11 @@ impl Irq {
         self.latch || (self.line && !self.edge)
     }
 
-    /// The vCPU whose business this interrupt is now (invariant 3 of the crate).
-    pub(crate) const fn owner(&self) -> Option<u8> {
+    /// The vCPU whose business this interrupt is now (invariant 3 of the crate). One that a register write made active and that is
+    /// routed to no one is the first vCPU's, so that there is someone to end it.
+    pub(crate) fn owner(&self) -> Option<u8> {
         if self.active {
-            match self.home {
-                Some(_) => self.home,
-                None => self.target,
-            }
+            self.home.or(self.target).or(Some(0))
         } else if self.pending() && self.enabled {
             self.target
         } else {

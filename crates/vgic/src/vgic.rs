@@ -302,6 +302,7 @@ impl Vgic {
         }
         let owner = irq.owner();
         let before = core::mem::replace(&mut irq.candidate_of, owner);
+        let active_spi = irq.active && intid >= FIRST_SPI;
         if before != owner {
             for (holder, member) in [(before, false), (owner, true)] {
                 if let Some(holder) =
@@ -311,7 +312,11 @@ impl Vgic {
                 }
             }
         }
-        self.kick(owner.filter(|_| signalled))
+        let kicks = self.kick(owner.filter(|_| signalled));
+        match owner.filter(|_| active_spi) {
+            Some(owner) => kicks | self.make_others_trap_dir(usize::from(owner)),
+            None => kicks,
+        }
     }
 
     pub(crate) fn kick(&mut self, vcpu: Option<u8>) -> Kicks {

@@ -4,7 +4,8 @@
 //! with it: `umbra-init: N PATH exited STATUS` or `umbra-init: N PATH killed by signal S`.
 //! Its own status is that of the first command, by number, that failed (128 + S for a signal,
 //! 127 when the program cannot be started), else 0. A failure does not keep later commands
-//! from running: one boot answers many questions.
+//! from running: one boot answers many questions. Commands that run at the same time are
+//! awaited, and told of, in their order.
 //!
 //! Children are started by std alone, which on musl means posix_spawn: clone with CLONE_VM and
 //! CLONE_VFORK, then execve. No shell, no fork, no orphans to adopt: a VMM has none.

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use umbra_vmm::error::{Error, Result};
@@ -12,11 +13,11 @@ use umbra_vmm::stop::Stop;
 fn main() -> ExitCode {
     let status = match options::parse(std::env::args_os().skip(1)) {
         Ok(Request::Help) => {
-            print!("{}", options::HELP);
+            print(options::HELP);
             0
         }
         Ok(Request::Version) => {
-            println!("umbra-vmm {}", env!("CARGO_PKG_VERSION"));
+            print(concat!("umbra-vmm ", env!("CARGO_PKG_VERSION"), "\n"));
             0
         }
         Ok(Request::Run(options)) => {
@@ -29,6 +30,11 @@ fn main() -> ExitCode {
         Err(e) => failed(&e),
     };
     ExitCode::from(status)
+}
+
+/// Writes to stdout; that its reader has left is no error.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 fn ended(stop: &Stop) -> u8 {

@@ -18,6 +18,9 @@ use crate::error::{Context, Result};
 use crate::kvm::{Kicker, Vcpu};
 use crate::stop::Stop;
 
+/// `KVM_EXIT_ARM_SEA`, younger than the bindings.
+const EXIT_ARM_SEA: u32 = 41;
+
 /// How any thread ends the VM. The first reason given is the one that counts.
 #[derive(Clone)]
 pub struct StopSwitch {
@@ -120,6 +123,9 @@ fn run(vcpu: &mut Vcpu, bus: &Bus, switch: &StopSwitch) -> Option<Stop> {
             Ok(VcpuExit::InternalError) => "internal error of KVM".into(),
             Ok(VcpuExit::MemoryFault { gpa, size, .. }) => {
                 format!("memory fault at {gpa:#x}+{size:#x}")
+            }
+            Ok(VcpuExit::Unsupported(EXIT_ARM_SEA)) => {
+                "the guest met a memory error, which this VMM did not ask to hear of".into()
             }
             Ok(other) => format!("unexpected exit {other:?}"),
             Err(e) => match e.errno() {

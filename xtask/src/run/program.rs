@@ -16,7 +16,7 @@ use crate::qemu::{End, Machine};
 use crate::setup;
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,7 +24,9 @@ use std::time::Duration;
 
 /// Runs it; the exit status is the program's.
 pub(crate) fn run(ws: &Workspace, args: &ProgramArgs) -> Result<ExitCode> {
-    check(&std::fs::read(&args.path)?, &args.path)?;
+    let elf = std::fs::read(&args.path)
+        .with_context(|| format!("cannot read {}", args.path.display()))?;
+    check(&elf, &args.path)?;
     setup::for_build(ws)?;
     let qemu = setup::qemu(ws, args.machine.qemu.as_deref())?;
     let kernel = step("build umbra", || build::kernel(ws, Profile::Release, None))?;

@@ -118,6 +118,15 @@ impl Stage2 {
     }
 }
 
+/// Makes table entries that became valid visible to every walker.
+pub fn publish() {
+    // SAFETY: barriers.
+    unsafe {
+        insn!("dsb ishst");
+        insn!("isb");
+    }
+}
+
 /// The value of VTTBR_EL2 for a root table and a VMID.
 pub fn vttbr(root: Pa, vmid: u16) -> u64 {
     root.raw() | u64::from(vmid) << 48

@@ -20,6 +20,8 @@ mod irq;
 #[cfg(target_os = "none")]
 mod mem;
 #[cfg(target_os = "none")]
+mod mm;
+#[cfg(target_os = "none")]
 mod panic;
 #[cfg(target_os = "none")]
 mod sched;

@@ -118,6 +118,16 @@ pub(crate) fn split(pa: Pa) {
     with(|frames| frames.split(pa));
 }
 
+/// Who owns the allocated block that `pa` lies in.
+pub(crate) fn owner(pa: Pa) -> Option<Owner> {
+    with(|frames| frames.block_of(pa).map(|(_, _, owner)| owner))
+}
+
+/// Order of the allocated block that `pa` lies in.
+pub(crate) fn block_order(pa: Pa) -> Option<u8> {
+    with(|frames| frames.block_of(pa).map(|(_, order, _)| order))
+}
+
 /// Frames free and in all.
 pub(crate) fn frame_counts() -> (u64, u64) {
     with(|frames| {

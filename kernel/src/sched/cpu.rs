@@ -144,7 +144,9 @@ pub(crate) fn kick(cpu: usize) {
 /// Whether the timer has to end the current thread's slice, and when.
 pub(super) fn slice_end() -> Option<u64> {
     let this = this();
-    if this.is_idle.load(Ordering::Relaxed) || this.queue.lock().is_empty() {
+    // Once a look at the queue was asked for, another interrupt would say nothing new.
+    let asked = this.resched.load(Ordering::Acquire);
+    if asked || this.is_idle.load(Ordering::Relaxed) || this.queue.lock().is_empty() {
         return None;
     }
     Some(this.since.load(Ordering::Relaxed) + SLICE_NS)
@@ -251,6 +253,7 @@ fn schedule(requeue: bool) {
             .expect("every CPU has an idle thread"),
     };
     this.since.store(now, Ordering::Relaxed);
+    this.resched.store(false, Ordering::Release);
     this.is_idle.store(next.id == 0, Ordering::Release);
     timer::rearm();
     if Arc::ptr_eq(&next, &current) {

@@ -1,0 +1,100 @@
+//! What an area's pages come from, when they are not simply anonymous.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use umbra_arm64::Pa;
+use umbra_frames::{FRAME, Owner};
+
+use crate::mem;
+
+/// The bytes of a file, for private mappings.
+pub(crate) trait FilePages: Send + Sync {
+    /// Fills `page` with the file's bytes from `offset` on; zeroes beyond the end. Returns false
+    /// where the whole page lies beyond the end (SIGBUS).
+    fn read_page(&self, offset: u64, page: &mut [u8]) -> bool;
+}
+
+/// What an area maps.
+#[derive(Clone)]
+pub(crate) enum Object {
+    /// A file's bytes.
+    File(Arc<dyn FilePages>),
+    /// Pages that umbra shares with the process.
+    Shared(Arc<SharedPages>),
+}
+
+impl PartialEq for Object {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(a), Self::File(b)) => Arc::ptr_eq(a, b),
+            (Self::Shared(a), Self::Shared(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+/// Pages that a process maps and umbra reads and writes by word: a vCPU's run page.
+pub(crate) struct SharedPages {
+    pages: Vec<Pa>,
+}
+
+impl SharedPages {
+    /// `count` cleared pages; `None` when memory is out.
+    pub(crate) fn new(count: usize) -> Option<Arc<Self>> {
+        let mut pages = Vec::new();
+        for _ in 0..count {
+            match mem::allocate_words(0, Owner::Shared) {
+                Some(page) => pages.push(page),
+                None => {
+                    drop(Self { pages });
+                    return None;
+                }
+            }
+        }
+        Some(Arc::new(Self { pages }))
+    }
+
+    /// Physical page at `offset` bytes.
+    pub(crate) fn page(&self, offset: u64) -> Option<Pa> {
+        self.pages.get(usize::try_from(offset / FRAME).ok()?).copied()
+    }
+
+    /// Reads bytes. The process may change them meanwhile.
+    pub(crate) fn read(&self, offset: usize, out: &mut [u8]) {
+        for (index, byte) in out.iter_mut().enumerate() {
+            let at = offset + index;
+            if let Some(page) = self.page(at as u64) {
+                let word = umbra_hw::mem::table(page)[at % FRAME as usize / 8].load(Ordering::Relaxed);
+                *byte = word.to_le_bytes()[at % 8];
+            }
+        }
+    }
+
+    /// Writes bytes; what lies outside is dropped. Only the bytes named change, unless the process
+    /// writes into the same eight at the same time.
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
+        let mut index = 0;
+        while index < bytes.len() {
+            let at = offset + index;
+            let in_word = at % 8;
+            let count = (8 - in_word).min(bytes.len() - index);
+            if let Some(page) = self.page(at as u64) {
+                let word = &umbra_hw::mem::table(page)[at % FRAME as usize / 8];
+                let mut value = word.load(Ordering::Relaxed).to_le_bytes();
+                value[in_word..in_word + count].copy_from_slice(&bytes[index..index + count]);
+                word.store(u64::from_le_bytes(value), Ordering::Relaxed);
+            }
+            index += count;
+        }
+    }
+}
+
+impl Drop for SharedPages {
+    fn drop(&mut self) {
+        for page in self.pages.drain(..) {
+            mem::release(page);
+        }
+    }
+}

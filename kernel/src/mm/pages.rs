@@ -1,0 +1,233 @@
+//! Pages of a process: bringing them in, taking them out, moving them.
+
+use alloc::vec::Vec;
+
+use umbra_arm64::{Hva, Pa, Rights};
+use umbra_frames::{CHUNK_ORDER, FRAME, Owner};
+use umbra_linux::vma::{BLOCK, Backing, HugeAdvice, Prot, Span, Vma};
+use umbra_stage2::{Attrs, MapError, Mapped, User};
+
+use super::space::{Inner, MmFault, PageView, invalidate};
+use super::{FilePages, Object};
+use crate::mem::{self, TablePages};
+
+fn rights(prot: Prot) -> Rights {
+    // Linux: any access implies that the page can be read on arm64 (no execute-only without POE).
+    Rights {
+        read: !prot.is_empty(),
+        write: prot.contains(Prot::WRITE),
+        exec_el0: prot.contains(Prot::EXEC),
+        exec_el1: false,
+    }
+}
+
+/// Makes the page at `addr` present with the rights of its area.
+pub(super) fn bring_in(inner: &mut Inner, addr: Hva, access: Prot) -> Result<PageView, MmFault> {
+    let area = inner.areas.fault(addr, access)?.clone();
+    let table = inner.table();
+    if table.lookup(addr, &TablePages).is_none() {
+        fill(table, &area, addr)?;
+    }
+    let leaf = table.lookup(addr, &TablePages).ok_or(MmFault::NoMemory)?;
+    Ok(PageView {
+        start: leaf.addr,
+        pa: leaf.pa,
+        bytes: leaf.size,
+        writable: leaf.attrs.rights.write,
+    })
+}
+
+fn fill(table: &mut User, area: &Vma<Object>, addr: Hva) -> Result<(), MmFault> {
+    let page = addr.align_down(FRAME);
+    match area.backing_at(addr) {
+        Backing::Anon => {
+            if let Some(block) = block_for(table, area, addr)
+                && let Some(pa) = mem::allocate_plain(CHUNK_ORDER, Owner::Anonymous)
+            {
+                umbra_hw::mem::clear(pa, BLOCK);
+                return install(table, block, pa, BLOCK, area.prot);
+            }
+            let pa = mem::allocate_plain(0, Owner::Anonymous).ok_or(MmFault::NoMemory)?;
+            umbra_hw::mem::clear(pa, FRAME);
+            install(table, page, pa, FRAME, area.prot)
+        }
+        Backing::Private { object: Object::File(file), offset } => {
+            let pa = fill_from_file(&*file, offset)?;
+            if area.prot.contains(Prot::EXEC) {
+                umbra_hw::mem::sync_instructions(pa, FRAME);
+            }
+            install(table, page, pa, FRAME, area.prot)
+        }
+        Backing::Shared { object: Object::Shared(pages), offset }
+        | Backing::Private { object: Object::Shared(pages), offset } => {
+            let pa = pages.page(offset).ok_or(MmFault::BeyondFile)?;
+            let attrs = Attrs::normal(rights(area.prot));
+            map(table, page, pa, FRAME, attrs).map_err(|_| MmFault::NoMemory)
+        }
+        Backing::Shared { object: Object::File(_), .. } => Err(MmFault::BeyondFile),
+    }
+}
+
+fn fill_from_file(file: &dyn FilePages, offset: u64) -> Result<Pa, MmFault> {
+    let mut bytes = alloc::vec![0u8; FRAME as usize];
+    if !file.read_page(offset, &mut bytes) {
+        return Err(MmFault::BeyondFile);
+    }
+    let pa = mem::allocate_plain(0, Owner::Anonymous).ok_or(MmFault::NoMemory)?;
+    umbra_hw::mem::fill(pa, &bytes);
+    Ok(pa)
+}
+
+/// The 2 MiB block round `addr`, if it lies in the area, may be one, and nothing of it is present.
+fn block_for(table: &User, area: &Vma<Object>, addr: Hva) -> Option<Hva> {
+    let block = addr.align_down(BLOCK);
+    let fits = block >= area.span.start() && block.checked_add(BLOCK)? <= area.span.end();
+    if !fits || area.traits.huge == HugeAdvice::Never || area.traits.grows_down {
+        return None;
+    }
+    let mut empty = true;
+    table.visit(block, BLOCK, &TablePages, |_| empty = false);
+    empty.then_some(block)
+}
+
+fn install(table: &mut User, at: Hva, pa: Pa, bytes: u64, prot: Prot) -> Result<(), MmFault> {
+    map(table, at, pa, bytes, Attrs::normal(rights(prot))).map_err(|_| {
+        mem::release(pa);
+        MmFault::NoMemory
+    })
+}
+
+/// Maps where nothing was before. A block may find an empty table in its place: that is broken
+/// first, which is no loss.
+fn map(table: &mut User, at: Hva, pa: Pa, bytes: u64, attrs: Attrs) -> Result<(), MapError> {
+    match table.map(at, pa, bytes, attrs, &TablePages)? {
+        Mapped::Fresh | Mapped::Unchanged => {}
+        Mapped::Rights(work) => work.finish(&TablePages, invalidate),
+        Mapped::Broken(broken) => {
+            broken.finish(table, &TablePages, invalidate);
+        }
+    }
+    Ok(())
+}
+
+/// The pages of a span as (address, frame, bytes), blocks that reach beyond it cut into pages.
+fn pieces(table: &User, span: Span) -> Vec<(Hva, Pa, u64)> {
+    let mut pieces = Vec::new();
+    table.visit(span.start(), span.bytes(), &TablePages, |leaf| {
+        let end = leaf.addr.raw() + leaf.size;
+        if leaf.addr >= span.start() && end <= span.end().raw() {
+            pieces.push((leaf.addr, leaf.pa, leaf.size));
+            return;
+        }
+        if mem::block_order(leaf.pa) == Some(CHUNK_ORDER) {
+            mem::split(leaf.pa);
+        }
+        let mut at = leaf.addr.raw();
+        while at < end {
+            if span.contains(Hva::new(at)) {
+                let pa = Pa::new(leaf.pa.raw() + (at - leaf.addr.raw()));
+                pieces.push((Hva::new(at), pa, FRAME));
+            }
+            at += FRAME;
+        }
+    });
+    pieces
+}
+
+/// Unmaps a span and gives its frames back.
+pub(super) fn remove(table: &mut User, span: Span) {
+    let pieces = pieces(table, span);
+    if unmap(table, span) {
+        for (_, pa, bytes) in pieces {
+            release(pa, bytes);
+        }
+    }
+}
+
+/// Returns false where a block could not be split for lack of memory: the mapping stays, unreachable
+/// by any new area until the process ends.
+fn unmap(table: &mut User, span: Span) -> bool {
+    match table.unmap(span.start(), span.bytes(), &TablePages) {
+        Ok(change) => {
+            change.finish(table, &TablePages, invalidate);
+            true
+        }
+        Err(error) => {
+            log::error!("unmapping {span:?}: {error:?}");
+            false
+        }
+    }
+}
+
+/// Gives a leaf's frames back, if they are the process's own.
+fn release(pa: Pa, bytes: u64) {
+    if mem::owner(pa) != Some(Owner::Anonymous) {
+        return;
+    }
+    if bytes > FRAME && mem::block_order(pa) == Some(0) {
+        // A block whose frames were split by an earlier partial unmapping.
+        for page in 0..bytes / FRAME {
+            mem::release(Pa::new(pa.raw() + page * FRAME));
+        }
+    } else {
+        mem::release(pa);
+    }
+}
+
+/// Changes rights of what is present in a span.
+pub(super) fn protect(table: &mut User, span: Span, prot: Prot) {
+    if prot.contains(Prot::EXEC) {
+        table.visit(span.start(), span.bytes(), &TablePages, |leaf| {
+            if mem::owner(leaf.pa) == Some(Owner::Anonymous) {
+                umbra_hw::mem::sync_instructions(leaf.pa, leaf.size);
+            }
+        });
+    }
+    match table.protect(span.start(), span.bytes(), rights(prot), &TablePages) {
+        Ok(change) => change.finish(table, &TablePages, invalidate),
+        Err(error) => {
+            // No memory to split a block: what is present goes, so that no right outlives the call.
+            // Its content is lost, which Linux would answer with the out-of-memory killer.
+            log::error!("protecting {span:?}: {error:?}");
+            table.evict(span.start(), span.bytes(), &TablePages).finish(&TablePages, invalidate);
+        }
+    }
+}
+
+/// Moves what is present in a span to `to`, with the rights it has.
+pub(super) fn relocate(table: &mut User, from: Span, to: Hva) {
+    let pieces: Vec<_> = pieces(table, from)
+        .into_iter()
+        .map(|(at, pa, bytes)| (at, pa, bytes, table.lookup(at, &TablePages).map(|leaf| leaf.attrs)))
+        .collect();
+    if !unmap(table, from) {
+        return;
+    }
+    for (at, pa, bytes, attrs) in pieces {
+        let (Some(offset), Some(attrs)) = (at.offset_from(from.start()), attrs) else { continue };
+        let Some(target) = to.checked_add(offset) else { continue };
+        let whole = bytes == FRAME || target.is_aligned(bytes);
+        if !whole && mem::block_order(pa) == Some(CHUNK_ORDER) {
+            mem::split(pa);
+        }
+        let step = if whole { bytes } else { FRAME };
+        for part in 0..bytes / step {
+            let (Some(at), pa) = (target.checked_add(part * step), Pa::new(pa.raw() + part * step)) else {
+                continue;
+            };
+            if map(table, at, pa, step, attrs).is_err() {
+                release(pa, step);
+            }
+        }
+    }
+}
+
+/// Takes a whole table down.
+pub(super) fn destroy(table: User) {
+    let mut pieces = Vec::new();
+    table.visit(Hva::new(0), 1 << 48, &TablePages, |leaf| pieces.push((leaf.pa, leaf.size)));
+    table.destroy(&TablePages).finish(&TablePages, invalidate);
+    for (pa, bytes) in pieces {
+        release(pa, bytes);
+    }
+}

@@ -1,0 +1,272 @@
+//! One address space: areas, tables and who has to be told.
+
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+
+use umbra_arm64::{Asid, Granule, Hva, Pa, Tag};
+use umbra_hw::sync::{SpinGuard, SpinLock};
+use umbra_hw::tlb;
+use umbra_linux::Errno;
+use umbra_linux::vma::{AddressSpace, Advised, Changes, Fault, Mapped, Prot, Request, Span};
+use umbra_stage2::{Config, El20, Geometry, Scope, TlbRequest, User};
+
+use super::Object;
+use super::pages;
+use crate::mem::TablePages;
+
+/// Where placement of new areas begins, downward; the stack lies above.
+const CEILING: u64 = 0x7fff_0000_0000;
+/// How far a stack may grow.
+const STACK_LIMIT: u64 = 8 << 20;
+
+/// Somebody who derives mappings from this address space (a VM).
+pub(crate) trait Notifier: Send + Sync {
+    /// The pages of `span` are about to go or to lose rights: when this returns, nothing derived
+    /// from them is in use. Called with the address space locked.
+    fn invalidate(&self, span: Span);
+}
+
+/// Why a page cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MmFault {
+    /// No area there (SEGV_MAPERR).
+    NotMapped,
+    /// The area forbids the access (SEGV_ACCERR).
+    NotAllowed,
+    /// Beyond the end of the file behind it (BUS_ADRERR).
+    BeyondFile,
+    /// Memory is out.
+    NoMemory,
+}
+
+impl From<Fault> for MmFault {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::NotMapped => Self::NotMapped,
+            Fault::NotAllowed => Self::NotAllowed,
+        }
+    }
+}
+
+/// A present page, as [`Mm::with_page`] shows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageView {
+    /// First address of the leaf.
+    pub(crate) start: Hva,
+    /// Where that is in memory.
+    pub(crate) pa: Pa,
+    /// Bytes of the leaf: a page or a block.
+    pub(crate) bytes: u64,
+    /// Whether the process may write it.
+    pub(crate) writable: bool,
+}
+
+pub(super) struct Inner {
+    pub(super) areas: AddressSpace<Object>,
+    /// `None` only while the space is being dropped.
+    pub(super) table: Option<User>,
+    notifiers: Vec<Weak<dyn Notifier>>,
+}
+
+/// The address space of one process.
+pub(crate) struct Mm {
+    inner: SpinLock<Inner>,
+    asid: Asid,
+    root: Pa,
+}
+
+/// ASIDs in use: one bit each. 0 stands for "no process".
+static ASIDS: SpinLock<[u64; 1024]> = SpinLock::new("asids", 190, {
+    let mut words = [0; 1024];
+    words[0] = 1;
+    words
+});
+
+fn take_asid() -> Option<Asid> {
+    let mut words = ASIDS.lock();
+    let word = words.iter().position(|&word| word != u64::MAX)?;
+    let bit = words[word].trailing_ones();
+    words[word] |= 1 << bit;
+    Some(Asid::new((word * 64) as u16 + bit as u16))
+}
+
+pub(super) fn invalidate(request: &TlbRequest) {
+    let Tag::Asid(asid) = request.tag else { unreachable!("processes are tagged by ASID") };
+    match request.scope {
+        Scope::All => tlb::Process::everything(),
+        Scope::Range { addr, bytes, .. } => tlb::Process::new(asid.number()).pages(addr, bytes / 4096),
+    }
+}
+
+impl Mm {
+    /// An empty address space; `None` when memory or ASIDs are out.
+    pub(crate) fn new() -> Option<Arc<Self>> {
+        let asid = take_asid()?;
+        let config = Config {
+            geometry: Geometry::stage1(Granule::K4, 48)?,
+            output_bits: 48,
+            format: El20 { normal: 0, uncached: 2, device: 1 },
+            tag: Tag::Asid(asid),
+        };
+        let table = User::new(config, &TablePages).ok()?;
+        let root = table.root();
+        let inner = Inner {
+            areas: AddressSpace::new(Hva::new(CEILING), STACK_LIMIT),
+            table: Some(table),
+            notifiers: Vec::new(),
+        };
+        Some(Arc::new(Self { inner: SpinLock::new("mm", 150, inner), asid, root }))
+    }
+
+    /// Makes this the address space of the current CPU.
+    pub(crate) fn load(&self) {
+        umbra_hw::aspace::load(self.root, self.asid.number());
+    }
+
+    /// Whether it is.
+    pub(crate) fn is_loaded(&self) -> bool {
+        umbra_hw::aspace::current_root() == self.root
+    }
+
+    pub(super) fn lock(&self) -> SpinGuard<'_, Inner> {
+        self.inner.lock()
+    }
+
+    /// Tells `who` of changes from now on, as long as it lives.
+    pub(crate) fn add_notifier(&self, who: Weak<dyn Notifier>) {
+        let mut inner = self.lock();
+        inner.notifiers.retain(|other| other.strong_count() > 0);
+        inner.notifiers.push(who);
+    }
+
+    /// mmap.
+    pub(crate) fn map(&self, request: Request<Object>) -> Result<Span, Errno> {
+        let mut inner = self.lock();
+        let Mapped { span, changes } = inner.areas.map(request)?;
+        inner.apply(changes);
+        Ok(span)
+    }
+
+    /// munmap.
+    pub(crate) fn unmap(&self, addr: Hva, bytes: u64) -> Result<(), Errno> {
+        let mut inner = self.lock();
+        let changes = inner.areas.unmap(addr, bytes)?;
+        inner.apply(changes);
+        Ok(())
+    }
+
+    /// mprotect.
+    pub(crate) fn protect(&self, addr: Hva, bytes: u64, prot: Prot) -> Result<(), Errno> {
+        let mut inner = self.lock();
+        let changes = inner.areas.protect(addr, bytes, prot)?;
+        inner.apply(changes);
+        Ok(())
+    }
+
+    /// madvise.
+    pub(crate) fn advise(&self, addr: Hva, bytes: u64, advice: u32) -> Result<(), Errno> {
+        let mut inner = self.lock();
+        match inner.areas.advise(addr, bytes, advice)? {
+            Advised::Noted => Ok(()),
+            Advised::Discard(changes) => {
+                inner.apply(changes);
+                Ok(())
+            }
+            Advised::Populate(span, access) => {
+                drop(inner);
+                let mut at = span.start();
+                while at < span.end() {
+                    let view = self.with_page(at, access, |view| view).map_err(|_| Errno::ENOMEM)?;
+                    at = view.start.checked_add(view.bytes).ok_or(Errno::ENOMEM)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// mremap. Returns the address the area has now.
+    pub(crate) fn remap(&self, from: Hva, old: u64, new: u64, flags: u32, to: Hva) -> Result<Hva, Errno> {
+        let mut inner = self.lock();
+        let Mapped { span, changes } = inner.areas.remap(from, old, new, flags, to)?;
+        inner.apply(changes);
+        Ok(span.start())
+    }
+
+    /// Sets where the heap begins: once, by exec.
+    pub(crate) fn set_brk_start(&self, start: Hva) {
+        self.lock().areas.set_brk_start(start);
+    }
+
+    /// brk.
+    pub(crate) fn brk(&self, wanted: Hva) -> Hva {
+        let mut inner = self.lock();
+        let (end, changes) = inner.areas.brk(wanted);
+        inner.apply(changes);
+        end
+    }
+
+    /// Makes the page at `addr` present for `access`: an EL0 or EL2 access faulted there.
+    pub(crate) fn fault(&self, addr: Hva, access: Prot) -> Result<(), MmFault> {
+        self.with_page(addr, access, |_| ())
+    }
+
+    /// Makes the page at `addr` present for `access` and shows it to `f`, under the lock.
+    pub(crate) fn with_page<R>(
+        &self,
+        addr: Hva,
+        access: Prot,
+        f: impl FnOnce(PageView) -> R,
+    ) -> Result<R, MmFault> {
+        let mut inner = self.lock();
+        let view = pages::bring_in(&mut inner, addr, access)?;
+        umbra_hw::tlb::publish();
+        Ok(f(view))
+    }
+
+    /// A process's memory in use, in bytes.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.lock().table.as_ref().map_or(0, User::mapped_bytes)
+    }
+}
+
+impl Inner {
+    pub(super) fn table(&mut self) -> &mut User {
+        self.table.as_mut().expect("the table lives as long as the address space")
+    }
+
+    fn notify(&mut self, span: Span) {
+        for who in &self.notifiers {
+            if let Some(who) = who.upgrade() {
+                who.invalidate(span);
+            }
+        }
+    }
+
+    /// Makes the tables follow a change of areas.
+    fn apply(&mut self, changes: Changes) {
+        for &span in &changes.unmap {
+            self.notify(span);
+            pages::remove(self.table(), span);
+        }
+        if let Some(moved) = changes.moved {
+            self.notify(moved.from);
+            pages::relocate(self.table(), moved.from, moved.to);
+        }
+        for &(span, prot) in &changes.protect {
+            self.notify(span);
+            pages::protect(self.table(), span, prot);
+        }
+    }
+}
+
+impl Drop for Mm {
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut();
+        if let Some(table) = inner.table.take() {
+            pages::destroy(table);
+        }
+        tlb::Process::everything();
+        let number = usize::from(self.asid.number());
+        ASIDS.lock()[number / 64] &= !(1 << (number % 64));
+    }
+}

@@ -1,7 +1,7 @@
 //! What the two kinds of console share: buffered output to stdout and a way to take input.
 //!
 //! A UART hands over one byte at a time, and one `write` for each would dominate a boot. So
-//! output gathers until a newline, until [`LINE`] bytes, or until the event loop, told once by
+//! output gathers until a newline, until a KiB has gathered, or until the event loop, told once by
 //! an event, finds it a few milliseconds old.
 
 use std::io::Write;

@@ -11,7 +11,7 @@ mod rust;
 mod sources;
 mod version;
 
-use crate::cargo::{command, run, show};
+use crate::cargo::{command, read, run, show};
 use crate::progress::{note, step};
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
@@ -191,6 +191,15 @@ pub(crate) fn check(ws: &Workspace) -> Result<()> {
         .iter()
         .map(|(what, cmd)| (what.clone(), show(cmd)))
         .collect();
+    // The one thing that set-up cannot fetch without root: rustc links xtask itself, a program of
+    // this machine, with the system's cc. Everything for arm64 is linked with Rust's own rust-lld.
+    match read(std::process::Command::new("cc").arg("--version")) {
+        Ok(text) => println!("there:   {}", text.lines().next().unwrap_or("cc")),
+        Err(_) => missing.push((
+            "the linker cc, which rustup itself asks for".to_owned(),
+            "apt-get install gcc libc6-dev (as root)".to_owned(),
+        )),
+    }
     let setup = || "cargo xtask setup".to_owned();
     match qemu::find(ws, None)? {
         Some(qemu) => println!("there:   {}", qemu.version),

@@ -343,7 +343,10 @@ fn the_access_flag_is_hardware_s_to_set_and_ours_to_clear() {
         assert!(table.make_young(Ipa::new(accessed), &tables));
         assert!(table.age(Ipa::new(0), 2 * PAGE, &tables));
     }
-    assert!(!table.make_young(Ipa::new(2 * PAGE), &tables), "nothing there");
+    assert!(
+        !table.make_young(Ipa::new(2 * PAGE), &tables),
+        "nothing there"
+    );
     end(table, &tables);
 }
 

@@ -1,0 +1,117 @@
+//! Files that are not kept here: devices and generated text.
+
+/// A character device, by its Linux number (Documentation/admin-guide/devices.txt).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Device {
+    /// /dev/null: takes everything, gives nothing.
+    Null,
+    /// /dev/zero: gives zeros.
+    Zero,
+    /// /dev/full: gives zeros, is always full.
+    Full,
+    /// /dev/random.
+    Random,
+    /// /dev/urandom.
+    Urandom,
+    /// /dev/tty: the controlling terminal.
+    Tty,
+    /// /dev/console.
+    Console,
+    /// /dev/kvm.
+    Kvm,
+    /// A node that the initrd has and umbra does not know; opening it is `ENXIO`.
+    Unknown {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+}
+
+/// Name in /dev, device, major, minor, permissions.
+pub(super) const DEVICES: &[(&str, Device, u32, u32, u32)] = &[
+    ("null", Device::Null, 1, 3, 0o666),
+    ("zero", Device::Zero, 1, 5, 0o666),
+    ("full", Device::Full, 1, 7, 0o666),
+    ("random", Device::Random, 1, 8, 0o666),
+    ("urandom", Device::Urandom, 1, 9, 0o666),
+    ("tty", Device::Tty, 5, 0, 0o666),
+    ("console", Device::Console, 5, 1, 0o600),
+    ("kvm", Device::Kvm, 10, 232, 0o660),
+];
+
+impl Device {
+    /// The device of these numbers.
+    pub fn from_numbers(major: u32, minor: u32) -> Self {
+        let known = DEVICES.iter().find(|d| (d.2, d.3) == (major, minor));
+        known.map_or(Self::Unknown { major, minor }, |d| d.1)
+    }
+
+    /// Major and minor number.
+    pub fn numbers(self) -> (u32, u32) {
+        match self {
+            Self::Unknown { major, minor } => (major, minor),
+            known => DEVICES
+                .iter()
+                .find(|d| d.1 == known)
+                .map_or((0, 0), |d| (d.2, d.3)),
+        }
+    }
+
+    /// Major and minor number in one, as stat shows them (`new_encode_dev`).
+    pub fn encoded(self) -> u64 {
+        let (major, minor) = self.numbers();
+        u64::from(minor & 0xff) | u64::from(major & 0xfff) << 8 | u64::from(minor & 0xf_ff00) << 12
+    }
+}
+
+/// A file of /proc, whose text the kernel makes when it is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProcFile {
+    /// /proc/cpuinfo.
+    CpuInfo,
+    /// /proc/meminfo.
+    MemInfo,
+    /// /proc/version.
+    Version,
+    /// /proc/uptime.
+    Uptime,
+    /// /proc/cmdline.
+    Cmdline,
+    /// /proc/self/maps.
+    SelfMaps,
+}
+
+/// Path below /proc.
+pub(super) const PROC_FILES: &[(&str, ProcFile)] = &[
+    ("cpuinfo", ProcFile::CpuInfo),
+    ("meminfo", ProcFile::MemInfo),
+    ("version", ProcFile::Version),
+    ("uptime", ProcFile::Uptime),
+    ("cmdline", ProcFile::Cmdline),
+    ("self/maps", ProcFile::SelfMaps),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn numbers_and_names_are_unique_and_reversible() {
+        let names: BTreeSet<_> = DEVICES.iter().map(|d| d.0).collect();
+        assert_eq!(names.len(), DEVICES.len());
+        for (_, device, major, minor, _) in DEVICES {
+            assert_eq!(device.numbers(), (*major, *minor));
+            assert_eq!(Device::from_numbers(*major, *minor), *device);
+        }
+        let other = Device::from_numbers(4, 64);
+        assert_eq!(other.numbers(), (4, 64));
+    }
+
+    #[test]
+    fn the_encoding_is_linuxs() {
+        assert_eq!(Device::Kvm.encoded(), 10 << 8 | 232);
+        assert_eq!(Device::from_numbers(0x123, 0x45678).encoded(), 0x4561_2378);
+    }
+}

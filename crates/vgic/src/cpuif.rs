@@ -110,9 +110,9 @@ pub struct HcrBits {
 pub struct CpuIf {
     /// ICH_VMCR_EL2.
     pub vmcr: Vmcr,
-    /// ICH_AP0R<n>_EL2: active priorities of group 0.
+    /// `ICH_AP0R<n>_EL2`: active priorities of group 0.
     pub ap0r: [u32; 4],
-    /// ICH_AP1R<n>_EL2: active priorities of group 1.
+    /// `ICH_AP1R<n>_EL2`: active priorities of group 1.
     pub ap1r: [u32; 4],
 }
 

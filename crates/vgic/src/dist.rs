@@ -1,4 +1,4 @@
-//! The distributor's own registers: GICD_CTLR, GICD_TYPER, GICD_IROUTER<n>.
+//! The distributor's own registers: GICD_CTLR, GICD_TYPER, `GICD_IROUTER<n>`.
 
 use crate::FIRST_SPI;
 use crate::vcpus::Kicks;
@@ -54,7 +54,7 @@ impl Vgic {
         lines | TYPER_IDBITS | a3v | TYPER_NO1N | rss
     }
 
-    /// GICD_IROUTER<n>; zero for what is no SPI of this VM.
+    /// `GICD_IROUTER<n>`; zero for what is no SPI of this VM.
     pub(crate) fn irouter(&self, intid: u32) -> u64 {
         match self.irq(0, intid) {
             Some(irq) if intid >= FIRST_SPI => irq.route.to_irouter(),

@@ -174,7 +174,6 @@ impl Vgic {
         }
         let gic = &mut self.vcpus[vcpu];
         gic.loaded = false;
-        gic.traps_dir = false;
         gic.dirty = true;
         // The caller is this vCPU, or has it stopped: it flushes before it runs in any case.
         kicks.without(vcpu)

@@ -35,7 +35,7 @@ pub(crate) struct Irq {
     pub(crate) target: Option<u8>,
     /// The vCPU whose candidate set it is in.
     pub(crate) candidate_of: Option<u8>,
-    /// GICD_IROUTER<n> of an SPI.
+    /// `GICD_IROUTER<n>` of an SPI.
     pub(crate) route: Affinity,
     /// Physical INTID that the guest's deactivation deactivates.
     pub(crate) link: Option<u16>,

@@ -33,8 +33,14 @@
 //!   whose `needs_flush` is false may run on with what is loaded.
 //! - A call that would have to know what a list register holds now answers [`Refusal::NeedsSync`]: `sync` those vCPUs,
 //!   then call again.
-//! - Guest state of the CPU interface (ICH_VMCR_EL2, ICH_AP<g>R<n>_EL2) stays with the vCPU: [`CpuIf`]. ICH_VMCR_EL2 is passed
+//! - Guest state of the CPU interface (ICH_VMCR_EL2, `ICH_AP<g>R<n>_EL2`) stays with the vCPU: [`CpuIf`]. ICH_VMCR_EL2 is passed
 //!   in where it matters.
+//!
+//! # Known limit
+//!
+//! With EOImode = 0 hardware only counts the EOIs of active interrupts that are in no list register. They are attributed by urgency, as EOIs
+//! nest; a guest that changes the priority of an interrupt while it is active, or mixes ISACTIVER with more nested
+//! interrupts than there are list registers, may see another one of its own ended.
 //!
 //! Not here yet: LPIs and the ITS (INTIDs are `u32` for them), and nested ICH_* registers.
 #![no_std]

@@ -5,7 +5,7 @@ use bitfield_struct::bitfield;
 /// Most list registers an implementation can have (ICH_VTR_EL2.ListRegs is at most 15).
 pub const MAX_LRS: usize = 16;
 
-/// ICH_LR<n>_EL2.State.
+/// `ICH_LR<n>_EL2`.State.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum LrState {
@@ -52,11 +52,11 @@ impl LrState {
     }
 }
 
-/// ICH_LR<n>_EL2 (IHI 0069, "ICH_LR<n>_EL2, Interrupt Controller List Registers").
+/// `ICH_LR<n>_EL2` (IHI 0069, "`ICH_LR<n>_EL2`, Interrupt Controller List Registers").
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct Lr {
-    /// vINTID: what the guest reads from ICC_IAR<g>_EL1.
+    /// vINTID: what the guest reads from `ICC_IAR<g>_EL1`.
     #[bits(32)]
     pub vintid: u32,
     /// pINTID when `hw` is set: what the guest's deactivation deactivates. See [`Lr::eoi`] for `hw` clear.

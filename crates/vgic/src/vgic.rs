@@ -13,13 +13,13 @@ use crate::{FIRST_SPI, SPI_END};
 pub struct Affinity(pub u32);
 
 impl Affinity {
-    /// From MPIDR_EL1, or the same layout in GICD_IROUTER<n>: Aff3 in bits 39:32, Aff2.Aff1.Aff0 in bits 23:0.
+    /// From MPIDR_EL1, or the same layout in `GICD_IROUTER<n>`: Aff3 in bits 39:32, Aff2.Aff1.Aff0 in bits 23:0.
     #[must_use]
     pub const fn from_mpidr(mpidr: u64) -> Self {
         Self((mpidr >> 8) as u32 & 0xff00_0000 | mpidr as u32 & 0x00ff_ffff)
     }
 
-    /// To the layout of GICD_IROUTER<n>.
+    /// To the layout of `GICD_IROUTER<n>`.
     #[must_use]
     pub const fn to_irouter(self) -> u64 {
         ((self.0 & 0xff00_0000) as u64) << 8 | (self.0 & 0x00ff_ffff) as u64

@@ -411,6 +411,63 @@ fn deactivation_traps_while_it_may_name_what_is_in_no_register() {
 }
 
 #[test]
+fn an_spi_made_active_by_a_write_can_be_ended_from_anywhere() {
+    // In no register, as the only one has SGI 0; then not loaded, as its vCPU is out; then routed to no one.
+    for case in 0..3 {
+        let mut machine = enabled(2, 1, true);
+        match case {
+            0 => machine.write_bit(0, ISACTIVER, 0),
+            1 => machine.leave(0),
+            _ => machine.write(Frame::Dist, IROUTER + 8 * 40, 7),
+        }
+        machine.write_bit(0, ISACTIVER, 40);
+        machine.settle();
+        machine.dir(1, 40);
+        assert!(!machine.read_bit(0, ISACTIVER, 40), "case {case}");
+    }
+}
+
+#[test]
+fn a_level_interrupt_taken_here_and_due_elsewhere_is_seen_when_it_ends() {
+    let mut machine = enabled(2, 2, false);
+    machine.inject_edge(40);
+    assert_eq!(machine.cpus[0].iar(), 40);
+    machine.inject_edge(40);
+    machine.write(Frame::Dist, IROUTER + 8 * 40, 1);
+    machine.cpus[0].eoir(40);
+    machine.settle();
+    assert_eq!(
+        (machine.cpus[0].iar(), machine.cpus[1].iar()),
+        (SPURIOUS, 40)
+    );
+}
+
+#[test]
+fn a_change_of_group_reaches_the_list_register() {
+    let mut machine = enabled(1, 4, false);
+    machine.inject_edge(40);
+    assert!(machine.cpus[0].lrs.lr[0].group1());
+    machine.write(Frame::Dist, IGROUPR + 4, 0);
+    assert!(!machine.cpus[0].lrs.lr[0].group1());
+    machine.set_priority(0, 40, 0x48);
+    assert_eq!(machine.cpus[0].lrs.lr[0].priority(), 0x48);
+}
+
+#[test]
+fn a_pulsing_edge_latches_at_each_high() {
+    let mut machine = enabled(1, 4, false);
+    machine.set_edge(40, true);
+    for _ in 0..2 {
+        // KVM_IRQ_LINE with level 1, never lowered.
+        machine.set_level(0, 40, true);
+        assert_eq!(machine.cpus[0].iar(), 40);
+        machine.cpus[0].eoir(40);
+        machine.settle();
+        assert_eq!(machine.cpus[0].iar(), SPURIOUS);
+    }
+}
+
+#[test]
 fn a_guest_with_one_step_eois_is_not_trapped_for_spis_elsewhere() {
     let mut machine = enabled(2, 4, false);
     machine.inject_edge(40);

@@ -276,6 +276,20 @@ fn the_vmm_sees_the_latch_and_the_line_apart() {
 }
 
 #[test]
+fn lines_are_those_of_ppis_and_spis() {
+    let mut machine = Machine::new(1, 4, false);
+    for intid in [0, 64, 96, 0x3e0] {
+        let _ = machine.vgic.set_line_levels(0, intid, ALL);
+    }
+    let levels = [0, 32, 64, 96, 0x3e0].map(|intid| machine.vgic.line_levels(0, intid));
+    assert_eq!(
+        levels,
+        [0xffff_0000, 0, ALL, 0, 0],
+        "SGIs have none, nor what does not exist"
+    );
+}
+
+#[test]
 fn the_vmm_is_told_what_it_may_not_do() {
     let mut machine = Machine::new(1, 4, false);
     let vgic = &mut machine.vgic;

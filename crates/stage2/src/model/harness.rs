@@ -232,8 +232,7 @@ impl<F: Format> Harness<F> {
             }
             Ok(Mapped::Rights(work)) => {
                 self.model.insert(new);
-                self.finish(work);
-                Ok(())
+                self.finish(work)
             }
             Ok(Mapped::Broken(Broken { work, make })) => {
                 self.cancel(region, true);
@@ -274,23 +273,20 @@ impl<F: Format> Harness<F> {
                     Some(rights) => self.model.change(span, |_| rights),
                 }
                 // The lock is kept until the work is discharged, so only the second half can be late.
-                let discharged = self.discharge(work);
-                let mut open = Open {
-                    work: None,
-                    discharged: Some(discharged),
-                    makes: vec![],
-                };
-                open.makes = makes
+                let makes = makes
                     .into_iter()
                     .flatten()
                     .map(|make| self.half(make))
                     .collect();
-                self.open.push(open);
-                if later {
-                    Ok(())
-                } else {
-                    self.advance(self.open.len() - 1)
-                }
+                self.open.push(Open {
+                    work: None,
+                    discharged: None,
+                    makes,
+                });
+                let discharged = self.discharge(work)?;
+                let last = self.open.len() - 1;
+                self.open[last].discharged = Some(discharged);
+                if later { Ok(()) } else { self.advance(last) }
             }
         }
     }
@@ -329,8 +325,7 @@ impl<F: Format> Harness<F> {
                 });
             }
         }
-        self.finish(work);
-        Ok(())
+        self.finish(work)
     }
 
     fn split(&mut self, at: u64, later: bool) -> Result<(), String> {
@@ -398,9 +393,7 @@ impl<F: Format> Harness<F> {
     /// The next half of an open break: discharge, or complete and release.
     fn advance(&mut self, n: usize) -> Result<(), String> {
         if let Some(work) = self.open[n].work.take() {
-            // Hardware has its last chance to use the old translation.
-            self.mmu.cache_everything(&self.tables)?;
-            let discharged = self.discharge(work);
+            let discharged = self.discharge(work)?;
             self.open[n].discharged = Some(discharged);
             return Ok(());
         }
@@ -432,19 +425,29 @@ impl<F: Format> Harness<F> {
         result
     }
 
-    fn discharge(&mut self, work: TlbWork) -> Discharged {
+    fn discharge(&mut self, work: TlbWork) -> Result<Discharged, String> {
+        // Hardware walks between the change and the invalidation: the old and the new entry may
+        // both be in the TLB now, if the engine let them.
+        let contradiction = self.mmu.cache_everything(&self.tables);
         let (mmu, requests, lost) = (&mut self.mmu, &mut self.requests, &self.lost);
-        work.discharge(|request| {
+        let discharged = work.discharge(|request| {
             if !lost.contains(requests) {
                 mmu.invalidate(request);
             }
             *requests += 1;
-        })
+        });
+        match contradiction {
+            Ok(()) => Ok(discharged),
+            Err(error) => {
+                core::mem::forget(discharged);
+                Err(error)
+            }
+        }
     }
 
-    fn finish(&mut self, work: TlbWork) {
-        let discharged = self.discharge(work);
-        discharged.release(&self.tables);
+    fn finish(&mut self, work: TlbWork) -> Result<(), String> {
+        self.discharge(work)?.release(&self.tables);
+        Ok(())
     }
 
     fn halves(&self) -> impl Iterator<Item = &Half> {
@@ -587,7 +590,7 @@ impl<F: Format> Harness<F> {
                 work.waiting()
             ));
         }
-        self.finish(work);
+        self.finish(work)?;
         let tlb = &self.mmu.tlb;
         if self.tables.live() != 0 || !tlb.leaves.is_empty() || !tlb.pointers.is_empty() {
             return Err("something outlives the table".into());

@@ -141,7 +141,9 @@ impl Fs {
     /// Opens an inode that is known already.
     pub fn open_inode(&mut self, id: InodeId, flags: OpenFlags) -> Result<OpenFile, Errno> {
         let kind = match &self.inode(id)?.node {
-            Node::Dir(_) if flags.write || flags.create => return Err(Errno::EISDIR),
+            Node::Dir(_) if flags.write || flags.create || flags.truncate => {
+                return Err(Errno::EISDIR);
+            }
             Node::Dir(_) => Opened::Dir,
             _ if flags.directory => return Err(Errno::ENOTDIR),
             _ if flags.path => Opened::Path,

@@ -166,6 +166,7 @@ fn each_open_flag_does_its_part() {
     assert_eq!(code("etc/new", uapi::O_CREAT), Ok(Opened::File));
     assert_eq!(code("new/", uapi::O_CREAT), Err(Errno::EISDIR));
     assert_eq!(code("etc", uapi::O_WRONLY), Err(Errno::EISDIR));
+    assert_eq!(code("etc", uapi::O_TRUNC), Err(Errno::EISDIR));
     assert_eq!(code("etc", uapi::O_DIRECTORY), Ok(Opened::Dir));
     assert_eq!(code("etc/text", uapi::O_DIRECTORY), Err(Errno::ENOTDIR));
     assert_eq!(code("etc/link", uapi::O_NOFOLLOW), Err(Errno::ELOOP));

@@ -8,6 +8,7 @@ pub mod esr;
 pub mod fault;
 pub mod granule;
 pub mod hpfar;
+pub mod idreg;
 pub mod sysreg;
 pub mod tag;
 pub mod tlbi;

@@ -10,7 +10,7 @@
 //!
 //! What always holds: a register has exactly one slot, and the slot is the truth while the vCPU is
 //! not loaded; a plain guest has the same layout as a guest hypervisor, so that nesting needs no
-//! second file. A register whose [`Feature`] is off is hidden: its accesses are UNDEFINED, KVM's
+//! second file. A register whose feature is off is hidden: its accesses are UNDEFINED, KVM's
 //! GET_ONE_REG answers ENOENT, and nobody loads it.
 
 use super::regs::{ARRAY_LEN, REGS, Reg, Reset, Slot, UNKNOWN};

@@ -2,7 +2,7 @@
 //!
 //! [`SysReg`] is an encoding (op0, op1, CRn, CRm, op2) and nothing else; every encoding exists.
 //! [`Reg`] is a register that a vCPU keeps *state* for: an index into the register file, with its
-//! reset rule, its place in the VNCR page and its hardware home ([`RegFile`]). [`trap`] says what an
+//! reset rule, its place in the VNCR page and its hardware home ([`RegFile`]). [`trap()`] says what an
 //! access that trapped to EL2 from a plain guest amounts to ([`trap`](mod@trap)).
 //!
 //! All three are tables with tests that walk them for duplicates and order: a new register is a

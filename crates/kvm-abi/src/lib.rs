@@ -25,6 +25,7 @@ pub mod irq;
 pub mod memory;
 pub mod psci;
 pub mod reg;
+pub mod reg_list;
 pub mod run;
 pub mod smccc;
 pub mod stats;

@@ -82,6 +82,8 @@ pub(crate) fn run(ws: &Workspace, filter: &Filter, tally: &mut Tally) -> Result<
 
 /// Runs a command whose output matters only if it fails.
 fn quiet(cmd: &mut Command) -> Result<(), String> {
+    // Colours have no place in an excerpt; rustfmt looks at TERM alone.
+    cmd.env("TERM", "dumb").env("CARGO_TERM_COLOR", "never");
     let out = cmd
         .output()
         .map_err(|e| format!("cannot start {}: {e}", show(cmd)))?;

@@ -133,6 +133,13 @@ pub(crate) fn set_hcr(hcr: u64) {
     }
 }
 
+/// MDCR_EL2 for a guest without debug and PMU of its own: every access traps (TDRA, TDOSA, TDA,
+/// TPM, TPMCR), and all counters are EL2's to give (HPMN).
+pub fn trap_debug_and_pmu() -> u64 {
+    let counters = mrs!("s3_3_c9_c12_0") >> 11 & 0x1f; // PMCR_EL0.N
+    1 << 11 | 1 << 10 | 1 << 9 | 1 << 6 | 1 << 5 | counters
+}
+
 /// No guest's traps, debug or statistics until one is loaded.
 pub(crate) fn init_cpu() {
     // SAFETY: debug traps and counters of guests; umbra uses neither. MDSCR_EL1 stays zero as long
@@ -140,6 +147,9 @@ pub(crate) fn init_cpu() {
     unsafe {
         msr!("mdcr_el2", 0);
         msr!("s2_0_c0_c2_2", 0); // MDSCR_EL1
+        if mrs!("s3_0_c0_c7_1") >> 40 & 0xf != 0 {
+            msr!("s3_4_c1_c2_2", 1 << 11); // HCRX_EL2.MSCEn: memory copy instructions are the guest's
+        }
         msr!("hstr_el2", 0);
         msr!("s3_0_c1_c0_1", 0); // ACTLR_EL1
         insn!("isb");

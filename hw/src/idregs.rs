@@ -30,6 +30,11 @@ pub fn ctr() -> u64 {
     mrs!("ctr_el0")
 }
 
+/// AIDR_EL1.
+pub fn aidr() -> u64 {
+    mrs!("s3_1_c0_c0_7")
+}
+
 /// CLIDR_EL1.
 pub fn clidr() -> u64 {
     mrs!("clidr_el1")

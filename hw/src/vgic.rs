@@ -16,7 +16,12 @@ pub struct Limits {
     pub id_bits: u32,
 }
 
-/// Reads ICH_VTR_EL2.
+/// ICH_VTR_EL2.
+pub fn vtr() -> u64 {
+    mrs!("s3_4_c12_c11_1")
+}
+
+/// What ICH_VTR_EL2 says.
 pub fn limits() -> Limits {
     let vtr = mrs!("s3_4_c12_c11_1");
     Limits {

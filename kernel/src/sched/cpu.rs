@@ -152,9 +152,8 @@ pub(super) fn slice_end() -> Option<u64> {
     Some(this.since.load(Ordering::Relaxed) + SLICE_NS)
 }
 
-/// On the way back to EL0 or a guest: lets another thread run if it is its turn. Returns whether
-/// this thread was away.
-pub(crate) fn preempt_point() -> bool {
+/// Whether another thread should have this CPU now. The caller then gives it up by [`yield_now`].
+pub(crate) fn preempt_due() -> bool {
     let this = this();
     if !this.resched.load(Ordering::Acquire) && !slice_over() {
         return false;
@@ -168,8 +167,17 @@ pub(crate) fn preempt_point() -> bool {
         timer::rearm();
         return false;
     }
-    yield_now();
     true
+}
+
+/// On the way back to EL0 or a guest: lets another thread run if it is its turn. Returns whether
+/// this thread was away.
+pub(crate) fn preempt_point() -> bool {
+    let due = preempt_due();
+    if due {
+        yield_now();
+    }
+    due
 }
 
 fn slice_over() -> bool {

@@ -5,14 +5,16 @@
 //! for the end of a slice only while another thread waits for this CPU.
 
 mod cpu;
+mod mutex;
 mod thread;
 mod timer;
 mod wait;
 
 pub(crate) use cpu::{
-    bring_up, cpus, current, exit, idle, kick, park, preempt_point, request_resched, start,
+    bring_up, cpus, current, exit, idle, kick, park, preempt_due, preempt_point, request_resched, start,
     yield_now,
 };
+pub(crate) use mutex::{Mutex, MutexGuard};
 pub(crate) use thread::{Task, Thread, spawn};
 pub(crate) use timer::{Alarm, Due, alarm, cancel, expire, now};
 pub(crate) use wait::{WaitQueue, Waited};

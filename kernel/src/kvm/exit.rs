@@ -1,0 +1,126 @@
+//! What a guest's exit was, and who sees to it.
+
+use alloc::sync::Arc;
+
+use umbra_abort::{Abort, Context, SErrorEffect, classify};
+use umbra_arm64::esr::WfxKind;
+use umbra_arm64::{Ec, Esr, Gva, Hpfar, Ipa, Syndrome};
+use umbra_kvm_abi::exit::{Exit as VmmExit, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON};
+
+use super::run::Next;
+use super::vcpu::{State, Vcpu, has_ras};
+use super::{fault, firmware, inject, sysreg};
+
+/// A synchronous exit.
+pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfar: u64) -> Next {
+    let esr = Esr::new(esr);
+    match esr.syndrome() {
+        Syndrome::Wfx(wfx) => {
+            skip(state);
+            match wfx.kind {
+                WfxKind::Wfi | WfxKind::Wfit => Next::Wait,
+                WfxKind::Wfe | WfxKind::Wfet => Next::Interrupt,
+            }
+        }
+        Syndrome::Hvc(_) => firmware::call(vcpu, state, false),
+        // An SMC traps before it takes effect: PC is still on it (Arm ARM D1.3.5).
+        Syndrome::Smc(immediate) => {
+            skip(state);
+            if immediate == 0 {
+                firmware::call(vcpu, state, true)
+            } else {
+                state.frame.x[0] = u64::MAX;
+                Next::Guest
+            }
+        }
+        Syndrome::SysReg(trap) => sysreg::access(vcpu, state, trap),
+        Syndrome::DataAbort { .. } | Syndrome::InstructionAbort { .. } | Syndrome::SError(_) | Syndrome::IllegalState => {
+            abort(vcpu, state, esr, far, hpfar)
+        }
+        Syndrome::FpAccess
+        | Syndrome::SveAccess
+        | Syndrome::SmeAccess
+        | Syndrome::PointerAuth
+        | Syndrome::Eret(_)
+        | Syndrome::Svc(_)
+        | Syndrome::Other(_) => undefined(vcpu, state, esr),
+    }
+}
+
+/// What the guest does not have is undefined to it.
+fn undefined(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr) -> Next {
+    if esr.ec() == Ec::from_number(0) {
+        log::warn!("vCPU {} exits with an unknown reason", vcpu.id);
+    }
+    inject::undefined(vcpu, state);
+    Next::Guest
+}
+
+fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) -> Next {
+    let context = Context { ras: has_ras(), world: vcpu.world() };
+    match classify::<Ipa>(esr, Gva::new(far), Some(Hpfar::new(hpfar)), context) {
+        Abort::Stage2(fault) => fault::stage2(vcpu, state, fault),
+        Abort::Sea(sea) => {
+            // Until the VMM can be told (KVM_CAP_ARM_SEA_TO_USER): an SError for the guest, as Linux.
+            log::warn!("vCPU {}: external abort, owner {:?}", vcpu.id, sea.owner);
+            state.pending_serror = Some(None);
+            Next::Guest
+        }
+        Abort::SError(effect) => serror_effect(vcpu, state, effect),
+        Abort::TlbConflict => {
+            umbra_hw::tlb::Stage2::with(vcpu.vm.vttbr, umbra_hw::tlb::Stage2::all);
+            Next::Guest
+        }
+        Abort::UnsupportedExclusive { gva } => {
+            inject::exclusive(vcpu, state, gva);
+            Next::Guest
+        }
+        Abort::Unexpected { instruction, gva, .. } => {
+            inject::external_abort(vcpu, state, instruction, gva, None);
+            Next::Guest
+        }
+        Abort::IllegalReturn | Abort::Vncr(_) | Abort::AtEl2 | Abort::NotAnAbort(_) => {
+            log::error!("vCPU {}: exit that no guest can cause, ESR {:#x}", vcpu.id, esr.raw());
+            Next::Vmm(VmmExit::InternalError {
+                suberror: KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+                data: [esr.raw(), far, hpfar],
+                count: 3,
+            })
+        }
+    }
+}
+
+/// An asynchronous physical SError while the guest ran.
+pub(super) fn serror(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64) -> Next {
+    let context = Context { ras: has_ras(), world: vcpu.world() };
+    match classify::<Ipa>(Esr::new(esr), Gva::new(0), None, context) {
+        Abort::SError(effect) => serror_effect(vcpu, state, effect),
+        _ => Next::Guest,
+    }
+}
+
+fn serror_effect(vcpu: &Arc<Vcpu>, state: &mut State, effect: SErrorEffect) -> Next {
+    match effect {
+        SErrorEffect::Resume => log::warn!("vCPU {}: a corrected memory error", vcpu.id),
+        SErrorEffect::InjectIntoGuest => state.pending_serror = Some(None),
+        SErrorEffect::Fatal => panic!("an uncontainable memory error: nothing that umbra holds can be trusted"),
+    }
+    Next::Guest
+}
+
+/// Past the instruction that trapped: four bytes, there is no AArch32.
+pub(super) fn skip(state: &mut State) {
+    state.frame.pc = state.frame.pc.wrapping_add(4);
+}
+
+/// The value of general register `n` of an instruction, 31 being zero.
+pub(super) fn read_x(state: &State, n: u8) -> u64 {
+    state.frame.x.get(usize::from(n)).copied().unwrap_or(0)
+}
+
+/// Sets general register `n` of an instruction; 31 goes nowhere.
+pub(super) fn write_x(state: &mut State, n: u8, value: u64) {
+    if let Some(x) = state.frame.x.get_mut(usize::from(n)) {
+        *x = value;
+    }
+}

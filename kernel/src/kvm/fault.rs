@@ -1,0 +1,111 @@
+//! A guest's stage-2 fault: what lies there decides (`umbra_abort::resolve_canonical`).
+
+use alloc::sync::Arc;
+
+use umbra_abort::{Action, Capabilities, Slot as Lies, Stage2Fault, resolve_canonical};
+use umbra_arm64::Ipa;
+use umbra_kvm_abi::exit::Exit as VmmExit;
+use umbra_linux::Errno;
+use umbra_linux::vma::Prot;
+
+use super::memory::{NotMapped, Slot};
+use super::run::Next;
+use super::vcpu::{State, Vcpu};
+use super::{exit, inject, mmio};
+use crate::mm::MmFault;
+
+/// A fault on the canonical stage 2.
+pub(super) fn stage2(vcpu: &Arc<Vcpu>, state: &mut State, fault: Stage2Fault<Ipa>) -> Next {
+    let vm = &vcpu.vm;
+    let ipa = match fault.address {
+        Some(ipa) => ipa,
+        // Hardware does not vouch for an address: the guest's own translation gives the page. Where
+        // it fails, the guest changed its tables meanwhile: let the access happen again.
+        None => match umbra_hw::guest::translate_stage1(fault.gva.raw(), state.hcr) {
+            Some(page) => match fault.at_page(page).address {
+                Some(ipa) => ipa,
+                None => return Next::Guest,
+            },
+            None => return Next::Guest,
+        },
+    };
+    state.last_far = fault.gva.raw();
+    let slot = vm.memory.lock().slot_at(ipa);
+    let lies = lies(vcpu, ipa, slot);
+    let capabilities = Capabilities { nisv_to_user: vm.options.lock().nisv_to_user };
+    match resolve_canonical(&fault, ipa, lies, capabilities) {
+        Action::Map { write, exec, .. } => match slot {
+            Some(slot) => map(vcpu, ipa, slot, write, exec),
+            None => Next::Guest,
+        },
+        Action::MakeYoung => {
+            vm.memory.lock().make_young(ipa);
+            Next::Guest
+        }
+        Action::InjectSea { instruction, on_walk } => {
+            let level = on_walk.then(|| inject::stage1_level(vcpu, fault.gva, ipa)).flatten();
+            inject::external_abort(vcpu, state, instruction, fault.gva, level);
+            Next::Guest
+        }
+        Action::InjectAddressSize { instruction } => {
+            inject::address_size(vcpu, state, instruction, fault.gva);
+            Next::Guest
+        }
+        Action::Mmio { ipa, access, write } => mmio::access(vcpu, state, ipa, access, write),
+        Action::NisvExit { ipa } => {
+            Next::Vmm(VmmExit::ArmNisv { esr_iss: fault_iss(&fault), fault_ipa: ipa.raw() })
+        }
+        Action::SkipCacheOp => {
+            exit::skip(state);
+            Next::Guest
+        }
+        Action::MemoryFault { ipa } => memory_fault(ipa),
+        Action::ConsumePoison { .. } => {
+            inject::external_abort(vcpu, state, fault.instruction, fault.gva, None);
+            Next::Guest
+        }
+        Action::OwnTablesBroken => {
+            log::error!("stage 2 of a VM names an output beyond the machine at {ipa}");
+            vm.memory.lock().drop_leaf(ipa);
+            Next::Guest
+        }
+    }
+}
+
+/// WnR, the one bit of an undescribed access's syndrome that is worth telling besides the status.
+fn fault_iss(fault: &Stage2Fault<Ipa>) -> u64 {
+    u64::from(fault.write) << 6 | u64::from(fault.cache_op) << 8
+}
+
+fn lies(vcpu: &Vcpu, ipa: Ipa, slot: Option<Slot>) -> Lies {
+    let vm = &vcpu.vm;
+    if ipa.raw() >> vm.machine.pa_bits != 0 {
+        return Lies::BeyondMachine;
+    }
+    if ipa.raw() >> vm.ipa_bits != 0 {
+        return Lies::BeyondVm;
+    }
+    match slot {
+        None => Lies::None,
+        Some(slot) if slot.read_only => Lies::ReadOnly,
+        Some(_) => Lies::Ram { writable: true },
+    }
+}
+
+fn memory_fault(ipa: Ipa) -> Next {
+    Next::Vmm(VmmExit::MemoryFault { flags: 0, gpa: ipa.align_down(4096).raw(), size: 4096 })
+}
+
+/// Brings the VMM's page in and maps it for the guest.
+fn map(vcpu: &Arc<Vcpu>, ipa: Ipa, slot: Slot, write: bool, exec: bool) -> Next {
+    let vm = &vcpu.vm;
+    let Some(hva) = slot.hva_of(ipa) else { return Next::Guest };
+    let access = if write { Prot::RW } else { Prot::READ };
+    let mapped = vm.mm.with_page(hva, access, |view| vm.memory.lock().map(ipa, &slot, &view, exec));
+    match mapped {
+        Ok(Ok(()) | Err(NotMapped::Retry)) => Next::Guest,
+        Ok(Err(NotMapped::NoMemory)) | Err(MmFault::NoMemory) => Next::Fail(Errno::ENOMEM),
+        // Linux answers EFAULT where the VMM's mapping does not allow it, and tells where.
+        Err(MmFault::NotMapped | MmFault::NotAllowed | MmFault::BeyondFile) => Next::Fail(Errno::EFAULT),
+    }
+}

@@ -1,0 +1,101 @@
+//! HVC and SMC: PSCI, SMCCC and the few services behind them.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use umbra_arm64::sysreg::Reg;
+use umbra_kvm_abi::exit::{
+    Exit as VmmExit, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVM_SYSTEM_EVENT_SUSPEND,
+};
+use umbra_kvm_abi::psci::{INTERNAL_FAILURE, PsciAction, SUCCESS, VcpuView};
+use umbra_kvm_abi::smccc::{self, SmcccAction};
+use umbra_kvm_abi::vcpu::Power;
+
+use super::run::Next;
+use super::vcpu::{PowerState, Start, State, Vcpu, request};
+use super::vm::Vm;
+
+struct View(Vec<Arc<Vcpu>>);
+
+impl VcpuView for View {
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+    fn mpidr(&self, index: usize) -> u64 {
+        self.0.get(index).map_or(0, |vcpu| vcpu.mpidr())
+    }
+    fn is_off(&self, index: usize) -> bool {
+        self.0.get(index).is_some_and(|vcpu| vcpu.power.lock().power == Power::Stopped)
+    }
+}
+
+/// A call with its function in x0. PC is past the instruction.
+pub(super) fn call(vcpu: &Arc<Vcpu>, state: &mut State, _smc: bool) -> Next {
+    let [x0, x1, x2, x3, ..] = state.frame.x;
+    let view = View(vcpu.vm.all_vcpus());
+    let mut services = *vcpu.vm.services.lock();
+    services.psci.system_suspend = vcpu.vm.options.lock().system_suspend;
+    match smccc::call([x0, x1, x2, x3], &services, vcpu.index(), &view) {
+        SmcccAction::Return(value) => {
+            state.frame.x[0] = value;
+            Next::Guest
+        }
+        SmcccAction::Return4(values) => {
+            state.frame.x[..4].copy_from_slice(&values);
+            Next::Guest
+        }
+        SmcccAction::Random { bits, wide } => {
+            let random = [crate::random::word(), crate::random::word(), crate::random::word()];
+            state.frame.x[..4].copy_from_slice(&smccc::entropy(bits, wide, random));
+            Next::Guest
+        }
+        SmcccAction::Psci(action) => psci(vcpu, state, &view, action),
+    }
+}
+
+fn psci(vcpu: &Arc<Vcpu>, state: &mut State, view: &View, action: PsciAction) -> Next {
+    match action {
+        PsciAction::Return(value) => {
+            state.frame.x[0] = value as u64;
+            Next::Guest
+        }
+        PsciAction::Suspend => {
+            state.frame.x[0] = SUCCESS as u64;
+            Next::Wait
+        }
+        PsciAction::CpuOff => {
+            *vcpu.power.lock() = PowerState { power: Power::Stopped, start: None };
+            vcpu.kick(request::POWER);
+            Next::Interrupt
+        }
+        PsciAction::CpuOn { target, entry, context } => {
+            // The new vCPU begins with the caller's endianness, as Linux does.
+            let big_endian = vcpu.hw.lock().regs.get(Reg::SctlrEl1) >> 25 & 1 == 1;
+            if let Some(target) = view.0.get(target) {
+                let start = Start { entry, context, big_endian };
+                *target.power.lock() = PowerState { power: Power::Runnable, start: Some(start) };
+                target.kick(request::POWER);
+            }
+            state.frame.x[0] = SUCCESS as u64;
+            Next::Guest
+        }
+        PsciAction::SystemOff { flags } => system_event(&vcpu.vm, state, KVM_SYSTEM_EVENT_SHUTDOWN, flags),
+        PsciAction::SystemReset { flags } => system_event(&vcpu.vm, state, KVM_SYSTEM_EVENT_RESET, flags),
+        PsciAction::SystemSuspend { entry, context } => {
+            let start = Start { entry, context, big_endian: false };
+            *vcpu.power.lock() = PowerState { power: Power::Suspended, start: Some(start) };
+            Next::Vmm(VmmExit::SystemEvent { kind: KVM_SYSTEM_EVENT_SUSPEND, flags: 0 })
+        }
+    }
+}
+
+/// The whole VM stops; the VMM decides what that means. A VMM that runs the vCPU all the same finds
+/// the call failed.
+fn system_event(vm: &Vm, state: &mut State, kind: u32, flags: u64) -> Next {
+    for vcpu in vm.all_vcpus() {
+        vcpu.power.lock().power = Power::Stopped;
+        vcpu.kick(request::POWER);
+    }
+    state.frame.x[0] = INTERNAL_FAILURE as u64;
+    Next::Vmm(VmmExit::SystemEvent { kind, flags })
+}

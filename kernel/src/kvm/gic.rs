@@ -1,0 +1,316 @@
+//! The VM's virtual GIC joined to vCPUs, list registers and event descriptors.
+//!
+//! The lock (rank 165) lies inside a vCPU's `hw` lock. Kicks are sent after it is dropped.
+
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use umbra_hw::sync::SpinLock;
+use umbra_hw::timer::{PHYS_TIMER_PPI, VIRT_TIMER_PPI};
+use umbra_kvm_abi::irq::{IrqFd, IrqLevel, IrqLine};
+use umbra_linux::Errno;
+use umbra_vgic::{
+    Access, Affinity, Config, Frame, Kicks, LrFile, REDIST_STRIDE, Refusal, SgiRegister, Vgic, Vtr,
+    redist_frame,
+};
+
+use super::vcpu::{Hw, Vcpu, request};
+use super::vm::{Vm, abi};
+use super::{loaded, timer};
+use crate::file::Call;
+use crate::files::{EventFd, EventSink};
+
+/// Where the guest finds the GIC, as the VMM set it up.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Layout {
+    /// Distributor, 64 KiB.
+    pub(super) dist: Option<u64>,
+    /// Redistributor regions: base, redistributors, in order of index.
+    pub(super) redists: Vec<(u64, u32)>,
+    /// KVM_DEV_ARM_VGIC_GRP_NR_IRQS.
+    pub(super) nr_irqs: Option<u32>,
+    /// A device was created.
+    pub(super) created: bool,
+}
+
+/// The GIC of a VM, from "none" to running.
+pub(super) struct Gic {
+    pub(super) layout: SpinLock<Layout>,
+    vgic: SpinLock<Option<Vgic>>,
+    ready: AtomicBool,
+    irqfds: SpinLock<Vec<Arc<IrqSink>>>,
+}
+
+/// Bytes of the distributor's frame.
+const DIST_BYTES: u64 = 0x1_0000;
+/// Interrupts where the VMM names no number.
+const DEFAULT_IRQS: u32 = 256;
+
+impl Gic {
+    pub(super) fn new() -> Self {
+        Self {
+            layout: SpinLock::new("gic layout", 104, Layout::default()),
+            vgic: SpinLock::new("vgic", 165, None),
+            ready: AtomicBool::new(false),
+            irqfds: SpinLock::new("irqfds", 105, Vec::new()),
+        }
+    }
+
+    /// Whether KVM_DEV_ARM_VGIC_CTRL_INIT was done.
+    pub(super) fn is_initialised(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// KVM_DEV_ARM_VGIC_CTRL_INIT.
+    pub(super) fn init(&self, vm: &Vm) -> Result<(), Errno> {
+        if self.is_initialised() {
+            return Ok(());
+        }
+        let nr_irqs = self.layout.lock().nr_irqs.unwrap_or(DEFAULT_IRQS);
+        let affinities: Vec<_> = vm
+            .all_vcpus()
+            .iter()
+            .map(|vcpu| {
+                let mpidr = vcpu.mpidr();
+                Affinity((mpidr & 0xff_ffff) as u32 | (mpidr >> 32 & 0xff) as u32 * (1 << 24))
+            })
+            .collect();
+        let vtr = Vtr::from_bits(umbra_hw::vgic::vtr());
+        let mut vgic = Vgic::new(&Config { nr_irqs, affinities: &affinities, vtr }).map_err(|error| match error {
+            umbra_vgic::ConfigError::NoVcpus => Errno::ENODEV,
+            umbra_vgic::ConfigError::NoMemory => Errno::ENOMEM,
+            umbra_vgic::ConfigError::NrIrqs
+            | umbra_vgic::ConfigError::TooManyVcpus
+            | umbra_vgic::ConfigError::SameAffinity => Errno::EINVAL,
+        })?;
+        for vcpu in 0..affinities.len() {
+            for ppi in [VIRT_TIMER_PPI, PHYS_TIMER_PPI] {
+                vgic.link_physical(vcpu, ppi, Some(ppi)).map_err(|_| Errno::EINVAL)?;
+            }
+        }
+        *self.vgic.lock() = Some(vgic);
+        self.ready.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Runs `f` on the GIC, if there is one, and delivers its kicks.
+    pub(super) fn with<R>(&self, vm: &Vm, f: impl FnOnce(&mut Vgic) -> (R, Kicks)) -> Option<R> {
+        let (result, kicks) = {
+            let mut vgic = self.vgic.lock();
+            f(vgic.as_mut()?)
+        };
+        deliver(vm, kicks);
+        Some(result)
+    }
+
+    /// Takes list registers back (see `loaded::sync_interface`). Called with the vCPU's `hw` locked.
+    /// The kicks are the caller's to [`deliver`] once that is unlocked.
+    pub(super) fn sync(&self, vcpu: &Vcpu, lrs: &LrFile, eois: u8) -> Kicks {
+        match self.vgic.lock().as_mut() {
+            Some(vgic) => vgic.sync(vcpu.index(), lrs, eois),
+            None => Kicks::NONE,
+        }
+    }
+
+    /// Brings the timers' lines up to date and loads fresh list registers. The vCPU is loaded here.
+    pub(super) fn refresh(&self, vcpu: &Vcpu) {
+        if !self.is_initialised() {
+            return;
+        }
+        let index = vcpu.index();
+        let mut hw = vcpu.hw.lock();
+        let lines = timer::lines(vcpu, &hw);
+        let mut kicks = loaded::sync_interface(vcpu, &mut hw);
+        let vmcr = hw.cpuif.vmcr;
+        let flushed = {
+            let mut vgic = self.vgic.lock();
+            let Some(vgic) = vgic.as_mut() else { return };
+            for (ppi, level) in lines {
+                // Our own vCPU: what it changes is in the flush below.
+                let _ = vgic.set_level(index, ppi, level);
+            }
+            let flushed = vgic.flush(index, vmcr, &mut hw.lrs);
+            for vcpu in flushed.kicks.iter() {
+                kicks.insert(vcpu);
+            }
+            flushed
+        };
+        loaded::load_lrs(&mut hw, flushed.hcr.with_en(true).into_bits());
+        for ppi in [VIRT_TIMER_PPI, PHYS_TIMER_PPI] {
+            if flushed.linked.linked & 1 << ppi != 0 {
+                umbra_hw::gic::set_private_active(ppi, flushed.linked.active & 1 << ppi != 0);
+            }
+        }
+        drop(hw);
+        deliver(&vcpu.vm, kicks.without(index));
+    }
+
+    /// Whether an interrupt waits for the vCPU, timers included: what ends a WFI. Loaded here.
+    pub(super) fn has_pending(&self, vcpu: &Vcpu) -> bool {
+        if !self.is_initialised() {
+            let hw = vcpu.hw.lock();
+            return timer::lines(vcpu, &hw).iter().any(|&(_, level)| level);
+        }
+        self.refresh(vcpu);
+        let vmcr = vcpu.hw.lock().cpuif.vmcr;
+        self.vgic.lock().as_ref().is_some_and(|vgic| vgic.has_pending(vcpu.index(), vmcr))
+    }
+
+    /// A guest's access to an address: `None` if it is none of the GIC's. A read gives its value.
+    pub(super) fn mmio(&self, vcpu: &Vcpu, address: u64, len: u8, write: Option<u64>) -> Option<u64> {
+        if !self.is_initialised() {
+            return None;
+        }
+        let (frame, offset) = self.frame(address)?;
+        let vm = &vcpu.vm;
+        let mut access = Access::Guest;
+        for attempt in 0.. {
+            if attempt == 8 {
+                access = Access::GuestStale;
+            }
+            let result = self.with(vm, |vgic| match write {
+                Some(value) => match vgic.mmio_write(access, frame, offset, len, value) {
+                    Ok(kicks) => (Ok(0), kicks),
+                    Err(refusal) => (Err(refusal), Kicks::NONE),
+                },
+                None => (vgic.mmio_read(access, frame, offset, len), Kicks::NONE),
+            })?;
+            match result {
+                Ok(value) => return Some(value),
+                Err(Refusal::NeedsSync(vcpus)) if attempt < 16 => self.sync_vcpus(vcpu, vcpus),
+                Err(_) => return Some(0),
+            }
+        }
+        None
+    }
+
+    /// Takes back the list registers of some vCPUs: this one here, others by putting them.
+    fn sync_vcpus(&self, me: &Vcpu, vcpus: umbra_vgic::VcpuSet) {
+        for index in vcpus.iter() {
+            if index == me.index() {
+                let kicks = loaded::sync_interface(me, &mut me.hw.lock());
+                deliver(&me.vm, kicks);
+                me.kick(request::GIC);
+            } else if let Some(other) = me.vm.vcpu(index) {
+                loaded::put(&other);
+            }
+        }
+    }
+
+    /// The GIC frame that `address` lies in, and the offset.
+    fn frame(&self, address: u64) -> Option<(Frame, u32)> {
+        let layout = self.layout.lock();
+        if let Some(offset) = layout.dist.and_then(|base| address.checked_sub(base))
+            && offset < DIST_BYTES
+        {
+            return Some((Frame::Dist, offset as u32));
+        }
+        let mut first = 0;
+        for &(base, count) in &layout.redists {
+            if let Some(offset) = address.checked_sub(base)
+                && offset < u64::from(count) * REDIST_STRIDE
+            {
+                return Some(redist_frame(first, offset));
+            }
+            first += count as usize;
+        }
+        None
+    }
+
+    /// A write to ICC_SGI1R_EL1 and its kin.
+    pub(super) fn sgi(&self, vcpu: &Vcpu, register: SgiRegister, value: u64) {
+        self.with(&vcpu.vm, |vgic| ((), vgic.sgi(vcpu.index(), register, value)));
+    }
+
+    /// A trapped write to ICC_DIR_EL1.
+    pub(super) fn deactivate(&self, vcpu: &Vcpu, intid: u32) {
+        for _ in 0..16 {
+            let result = self.with(&vcpu.vm, |vgic| match vgic.deactivate(vcpu.index(), intid) {
+                Ok(kicks) => (Ok(()), kicks),
+                Err(refusal) => (Err(refusal), Kicks::NONE),
+            });
+            match result {
+                Some(Err(Refusal::NeedsSync(vcpus))) => self.sync_vcpus(vcpu, vcpus),
+                _ => return,
+            }
+        }
+    }
+
+    /// KVM_IRQ_LINE.
+    pub(super) fn irq_line(&self, vm: &Vm, line: &IrqLevel) -> Result<(), Errno> {
+        if !self.is_initialised() {
+            return Err(Errno::ENXIO);
+        }
+        let level = line.level != 0;
+        let (vcpu, intid) = match abi(IrqLine::parse(line.irq))? {
+            IrqLine::Spi { intid } => (0, intid.into()),
+            IrqLine::Ppi { vcpu, intid } => (vcpu as usize, intid.into()),
+            IrqLine::Cpu { .. } => return Err(Errno::EINVAL),
+        };
+        self.set_level(vm, vcpu, intid, level)
+    }
+
+    fn set_level(&self, vm: &Vm, vcpu: usize, intid: u32, level: bool) -> Result<(), Errno> {
+        self.with(vm, |vgic| match vgic.set_level(vcpu, intid, level) {
+            Ok(kicks) => (Ok(()), kicks),
+            Err(_) => (Err(Errno::EINVAL), Kicks::NONE),
+        })
+        .unwrap_or(Err(Errno::ENXIO))
+    }
+}
+
+/// Makes vCPUs look at their interrupts. No lock may be held.
+pub(super) fn deliver(vm: &Vm, kicks: Kicks) {
+    for index in kicks.iter() {
+        if let Some(vcpu) = vm.vcpu(index) {
+            vcpu.kick(request::GIC);
+        }
+    }
+}
+
+/// An irqfd: an event descriptor that raises an SPI.
+struct IrqSink {
+    vm: Weak<Vm>,
+    gsi: u32,
+    event: Arc<EventFd>,
+}
+
+impl EventSink for IrqSink {
+    fn signalled(&self) {
+        let Some(vm) = self.vm.upgrade() else { return };
+        self.event.take();
+        let intid = self.gsi + umbra_vgic::FIRST_SPI;
+        vm.gic.with(&vm, |vgic| ((), vgic.inject_edge(0, intid).unwrap_or(Kicks::NONE)));
+    }
+}
+
+/// KVM_IRQFD.
+pub(super) fn irqfd(vm: &Arc<Vm>, call: &Call<'_>, request: &IrqFd) -> Result<(), Errno> {
+    const DEASSIGN: u32 = 1;
+    if request.flags & !DEASSIGN != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let file = call.process.file(request.fd)?;
+    let file: Arc<dyn core::any::Any + Send + Sync> = file;
+    let event = file.downcast::<EventFd>().map_err(|_| Errno::EINVAL)?;
+    if request.flags & DEASSIGN != 0 {
+        let mut sinks = vm.gic.irqfds.lock();
+        sinks.retain(|sink| !(sink.gsi == request.gsi && Arc::ptr_eq(&sink.event, &event)));
+        return Ok(());
+    }
+    if !vm.gic.layout.lock().created {
+        return Err(Errno::EAGAIN);
+    }
+    let sink = Arc::new(IrqSink { vm: Arc::downgrade(vm), gsi: request.gsi, event: event.clone() });
+    {
+        let mut sinks = vm.gic.irqfds.lock();
+        if sinks.iter().any(|other| Arc::ptr_eq(&other.event, &event)) {
+            return Err(Errno::EBUSY);
+        }
+        sinks.push(sink.clone());
+    }
+    let weak: Weak<dyn EventSink> = Arc::downgrade(&sink) as Weak<dyn EventSink>;
+    event.watch(weak);
+    Ok(())
+}

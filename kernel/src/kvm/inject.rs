@@ -1,0 +1,130 @@
+//! Exceptions that umbra takes on behalf of a plain guest, at its EL1 (Arm ARM D1.3, AArch64.TakeException).
+
+use alloc::sync::Arc;
+
+use umbra_arm64::sysreg::Reg;
+use umbra_arm64::{Esr, Gva, Ipa, Level};
+use umbra_hw::guest::HwPstate;
+
+use super::vcpu::{Hw, State, Vcpu};
+
+const EC_UNKNOWN: u64 = 0x00;
+const EC_INSTRUCTION_ABORT_LOWER: u64 = 0x20;
+const EC_INSTRUCTION_ABORT: u64 = 0x21;
+const EC_DATA_ABORT_LOWER: u64 = 0x24;
+const EC_DATA_ABORT: u64 = 0x25;
+const EC_SERROR: u64 = 0x2f;
+const IL: u64 = 1 << 25;
+const FSC_EXTERNAL: u64 = 0x10;
+const FSC_EXTERNAL_ON_WALK: u64 = 0x14;
+const FSC_EXCLUSIVE: u64 = 0x35;
+
+/// Where in the vector table an exception of this kind begins.
+#[derive(Clone, Copy)]
+enum Kind {
+    Sync = 0x000,
+    SError = 0x180,
+}
+
+fn from_el0(state: &State) -> bool {
+    state.frame.pstate().raw() & 0xf == 0
+}
+
+/// Takes an exception to EL1: ESR, FAR where it has one, and the vector.
+fn take(hw: &mut Hw, state: &mut State, kind: Kind, esr: u64, far: Option<u64>) {
+    let old = state.frame.pstate().raw();
+    let table = match old & 0xf {
+        0 => 0x400,
+        4 => 0x000,
+        _ => 0x200,
+    };
+    let regs = &mut hw.regs;
+    regs.set(Reg::ElrEl1, state.frame.pc);
+    regs.set(Reg::SpsrEl1, old);
+    regs.set(Reg::EsrEl1, esr);
+    if let Some(far) = far {
+        regs.set(Reg::FarEl1, far);
+    }
+    let sctlr = regs.get(Reg::SctlrEl1);
+    const PAN: u64 = 1 << 22;
+    // Kept: N Z C V, DIT, PAN. Set: D A I F, PAN without SPAN, SSBS as DSSBS, TCO with MTE (hidden).
+    let mut new = old & (0xf000_0000 | 1 << 24 | PAN) | 0x3c5;
+    if sctlr & 1 << 23 == 0 {
+        new |= PAN;
+    }
+    if sctlr >> 44 & 1 == 1 {
+        new |= 1 << 12;
+    }
+    state.frame.pc = regs.get(Reg::VbarEl1).wrapping_add(table + kind as u64);
+    if let Some(pstate) = HwPstate::new(new) {
+        state.frame.set_pstate(pstate);
+    }
+}
+
+/// An exception of unknown reason: the instruction is undefined to the guest.
+pub(super) fn undefined(vcpu: &Arc<Vcpu>, state: &mut State) {
+    take(&mut vcpu.hw.lock(), state, Kind::Sync, EC_UNKNOWN << 26 | IL, None);
+}
+
+fn abort_class(state: &State, instruction: bool) -> u64 {
+    match (instruction, from_el0(state)) {
+        (true, true) => EC_INSTRUCTION_ABORT_LOWER,
+        (true, false) => EC_INSTRUCTION_ABORT,
+        (false, true) => EC_DATA_ABORT_LOWER,
+        (false, false) => EC_DATA_ABORT,
+    }
+}
+
+/// A synchronous external abort, on the access or, with a level, on the stage-1 walk for it.
+pub(super) fn external_abort(
+    vcpu: &Arc<Vcpu>,
+    state: &mut State,
+    instruction: bool,
+    far: Gva,
+    walk_level: Option<Level>,
+) {
+    let status = match walk_level {
+        Some(level) => FSC_EXTERNAL_ON_WALK.wrapping_add_signed(level.number().into()),
+        None => FSC_EXTERNAL,
+    };
+    let esr = abort_class(state, instruction) << 26 | IL | status;
+    take(&mut vcpu.hw.lock(), state, Kind::Sync, esr, Some(far.raw()));
+}
+
+/// An address-size fault, level 0.
+pub(super) fn address_size(vcpu: &Arc<Vcpu>, state: &mut State, instruction: bool, far: Gva) {
+    let esr = abort_class(state, instruction) << 26 | IL;
+    take(&mut vcpu.hw.lock(), state, Kind::Sync, esr, Some(far.raw()));
+}
+
+/// An exclusive or atomic access where memory does not support it.
+pub(super) fn exclusive(vcpu: &Arc<Vcpu>, state: &mut State, far: Gva) {
+    let esr = abort_class(state, false) << 26 | IL | FSC_EXCLUSIVE;
+    take(&mut vcpu.hw.lock(), state, Kind::Sync, esr, Some(far.raw()));
+}
+
+/// What the VMM or an earlier exit asked for, before the guest is entered.
+pub(super) fn pending(vcpu: &Arc<Vcpu>, state: &mut State) {
+    if state.pending_abort {
+        state.pending_abort = false;
+        let far = Gva::new(state.last_far);
+        external_abort(vcpu, state, false, far, None);
+    }
+    // An SError waits until it is unmasked.
+    const A: u64 = 1 << 8;
+    if let Some(syndrome) = state.pending_serror
+        && state.frame.pstate().raw() & A == 0
+    {
+        state.pending_serror = None;
+        // Without a syndrome of the VMM's: IMPLEMENTATION DEFINED (IDS).
+        let iss = syndrome.map_or(1 << 24, u64::from);
+        let esr = Esr::new(EC_SERROR << 26 | IL | iss & 0x1ff_ffff);
+        take(&mut vcpu.hw.lock(), state, Kind::SError, esr.raw(), None);
+    }
+}
+
+/// The level of the stage-1 descriptor in the page `ipa` that the walk for `va` met: found by walking
+/// again. `None` where the walk does not come by.
+pub(super) fn stage1_level(vcpu: &Arc<Vcpu>, va: Gva, ipa: Ipa) -> Option<Level> {
+    super::stage1::level_of(vcpu, va, ipa)
+}

@@ -1,0 +1,171 @@
+//! Which CPU's hardware holds which vCPU's registers.
+//!
+//! Loaded state stays: across exits umbra handles, across the VMM's turn at EL0, across other
+//! threads. It is put away when another vCPU needs the CPU, or when somebody needs the values
+//! elsewhere ([`put`]), which for a remote CPU means an interrupt and a short wait. `LOADED[cpu]`
+//! (rank 161) names the vCPU; its `hw` lock (162) covers the values.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use umbra_hw::guest::Machine;
+use umbra_hw::sync::SpinLock;
+use umbra_hw::timer::{PHYS_TIMER_PPI, VIRT_TIMER_PPI};
+use umbra_hw::{MAX_CPUS, gic, vgic};
+use umbra_vgic::{HcrBits, Kicks, Lr, Vmcr};
+
+use super::gic::deliver;
+use super::vcpu::{Hw, Vcpu, has_pauth};
+use crate::irq::{self, Sgi};
+
+static LOADED: [SpinLock<Option<Arc<Vcpu>>>; MAX_CPUS] =
+    [const { SpinLock::new("loaded", 161, None) }; MAX_CPUS];
+/// Set when the idle loop switched this CPU's virtual interface off.
+static INTERFACE_OFF: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(true) }; MAX_CPUS];
+
+/// The vCPU whose registers are in this CPU.
+pub(super) fn here() -> Option<Arc<Vcpu>> {
+    LOADED[umbra_hw::cpu()].lock().clone()
+}
+
+/// Before this CPU waits: no virtual interrupt may end the wait.
+pub(crate) fn before_wait() {
+    vgic::write_hcr(0);
+    INTERFACE_OFF[umbra_hw::cpu()].store(true, Ordering::Relaxed);
+}
+
+/// Another CPU asked for what is loaded here.
+pub(crate) fn put_loaded() {
+    if let Some(vcpu) = here() {
+        put_here(&vcpu);
+    }
+}
+
+/// Sees that `vcpu`'s registers are in memory.
+pub(super) fn put(vcpu: &Vcpu) {
+    loop {
+        let cpu = vcpu.hw.lock().regs.hw.loaded_on();
+        match cpu {
+            None => return,
+            Some(cpu) if cpu == umbra_hw::cpu() => put_here(vcpu),
+            Some(cpu) => {
+                irq::send(cpu, Sgi::Put);
+                // The other CPU may be waiting for this one in the same way.
+                while vcpu.hw.lock().regs.hw.loaded_on() == Some(cpu) {
+                    irq::poll();
+                    core::hint::spin_loop();
+                }
+            }
+        }
+    }
+}
+
+/// Loads `vcpu` here, if it is not; another vCPU that is goes first.
+pub(super) fn load(vcpu: &Arc<Vcpu>) {
+    let cpu = umbra_hw::cpu();
+    if vcpu.hw.lock().regs.hw.is_loaded_here() {
+        return;
+    }
+    put(vcpu);
+    put_loaded();
+    let vm = &vcpu.vm;
+    let machine = Machine {
+        vttbr: vm.vttbr,
+        vtcr: vm.machine.vtcr(vm.ipa_bits),
+        vmpidr: vcpu.mpidr(),
+        vpidr: umbra_hw::idregs::read(0, 0),
+        cntvoff: vm.counter_offset.load(Ordering::Acquire),
+        mdcr: umbra_hw::guest::trap_debug_and_pmu(),
+        pauth: has_pauth(),
+    };
+    *LOADED[cpu].lock() = Some(vcpu.clone());
+    {
+        let mut hw = vcpu.hw.lock();
+        hw.regs.hw.load(&machine);
+        restore_interface(&hw);
+    }
+    // ASIDs are per vCPU: what another one of this VM left in this CPU's TLB must go.
+    let me = vcpu.index() + 1;
+    let before = vm.last_ran[cpu].swap(me, Ordering::AcqRel);
+    if before != me {
+        umbra_hw::tlb::Stage2::with(vm.vttbr, umbra_hw::tlb::Stage2::local);
+    }
+    gic::enable_private(VIRT_TIMER_PPI, true);
+    gic::enable_private(PHYS_TIMER_PPI, true);
+    vcpu.kick(super::vcpu::request::GIC);
+}
+
+fn put_here(vcpu: &Vcpu) {
+    let cpu = umbra_hw::cpu();
+    let kicks = {
+        let mut hw = vcpu.hw.lock();
+        if !hw.regs.hw.is_loaded_here() {
+            return;
+        }
+        let kicks = sync_interface(vcpu, &mut hw);
+        save_interface(&mut hw);
+        hw.regs.hw.save();
+        kicks
+    };
+    gic::enable_private(VIRT_TIMER_PPI, false);
+    gic::enable_private(PHYS_TIMER_PPI, false);
+    gic::set_private_active(VIRT_TIMER_PPI, false);
+    gic::set_private_active(PHYS_TIMER_PPI, false);
+    let owner = LOADED[cpu].lock().take();
+    umbra_hw::guest::unload_vttbr(vcpu.vm.vttbr);
+    deliver(&vcpu.vm, kicks);
+    drop(owner);
+}
+
+fn priority_bits() -> u32 {
+    vgic::limits().priority_bits
+}
+
+/// Puts VMCR and the active priorities into hardware; the list registers come with the next flush.
+fn restore_interface(hw: &Hw) {
+    vgic::write_vmcr(hw.cpuif.vmcr.into_bits());
+    let widen = |words: [u32; 4]| words.map(u64::from);
+    vgic::write_aprs(priority_bits(), &[widen(hw.cpuif.ap0r), widen(hw.cpuif.ap1r)]);
+}
+
+fn save_interface(hw: &mut Hw) {
+    hw.cpuif.vmcr = Vmcr::from_bits(vgic::read_vmcr());
+    let [ap0r, ap1r] = vgic::read_aprs(priority_bits());
+    hw.cpuif.ap0r = ap0r.map(|word| word as u32);
+    hw.cpuif.ap1r = ap1r.map(|word| word as u32);
+    vgic::write_hcr(0);
+    INTERFACE_OFF[umbra_hw::cpu()].store(true, Ordering::Relaxed);
+}
+
+/// Takes the list registers back into the distributor's books. The vCPU must be loaded here. The
+/// kicks are to be delivered once `hw` is unlocked.
+pub(super) fn sync_interface(vcpu: &Vcpu, hw: &mut Hw) -> Kicks {
+    for index in 0..hw.lrs.used {
+        hw.lrs.lr[index] = Lr::from_bits(vgic::read_lr(index));
+        vgic::write_lr(index, 0);
+    }
+    hw.cpuif.vmcr = Vmcr::from_bits(vgic::read_vmcr());
+    let eois = HcrBits::from_bits(vgic::read_hcr()).eoi_count();
+    let kicks = vcpu.vm.gic.sync(vcpu, &hw.lrs, eois);
+    hw.lrs.used = 0;
+    kicks
+}
+
+/// Puts list registers and ICH_HCR_EL2 into hardware.
+pub(super) fn load_lrs(hw: &mut Hw, ich_hcr: u64) {
+    for index in 0..hw.lrs.used {
+        vgic::write_lr(index, hw.lrs.lr[index].into_bits());
+    }
+    hw.ich_hcr = ich_hcr;
+    vgic::write_hcr(ich_hcr);
+    INTERFACE_OFF[umbra_hw::cpu()].store(false, Ordering::Relaxed);
+}
+
+/// Right before entry: the interface works, whatever the idle loop did.
+pub(super) fn interface_on(vcpu: &Vcpu) {
+    let cpu = umbra_hw::cpu();
+    if INTERFACE_OFF[cpu].load(Ordering::Relaxed) {
+        vgic::write_hcr(vcpu.hw.lock().ich_hcr);
+        INTERFACE_OFF[cpu].store(false, Ordering::Relaxed);
+    }
+}

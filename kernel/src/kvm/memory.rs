@@ -1,0 +1,344 @@
+//! A VM's memory: its slots, and the canonical stage 2 that follows them.
+//!
+//! The lock (rank 160) lies inside the VMM's address-space lock (150): a guest fault asks the address
+//! space for the page and maps it under both, and the address space calls [`Memory::invalidate`]
+//! before a page changes. So the stage 2 never maps what the VMM no longer does.
+
+use alloc::collections::BTreeMap;
+
+use umbra_abort::{SizeRequest, SlotRange, mapping_size};
+use umbra_arm64::{Granule, Hva, Ipa, Pa, Rights, Tag, Vmid};
+use umbra_hw::sync::SpinLock;
+use umbra_hw::tlb;
+use umbra_linux::vma::Span;
+use umbra_stage2::{
+    Attrs, Canonical, Config, Geometry, MapError, Mapped, NoMemory, S2, Scope, TlbRequest,
+};
+
+use crate::mem::TablePages;
+use crate::mm::PageView;
+
+/// One memory slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slot {
+    /// First address in the VM.
+    pub(super) base: Ipa,
+    /// Bytes.
+    pub(super) bytes: u64,
+    /// Where it lies in the VMM.
+    pub(super) hva: Hva,
+    /// The guest may not write it.
+    pub(super) read_only: bool,
+}
+
+impl Slot {
+    fn contains(&self, ipa: Ipa) -> bool {
+        ipa.offset_from(self.base).is_some_and(|offset| offset < self.bytes)
+    }
+
+    /// The VMM's address for an address of the VM in this slot.
+    pub(super) fn hva_of(&self, ipa: Ipa) -> Option<Hva> {
+        self.hva.checked_add(ipa.offset_from(self.base)?)
+    }
+
+    fn overlaps(&self, other: &Slot) -> bool {
+        self.base.raw() < other.base.raw() + other.bytes && other.base.raw() < self.base.raw() + self.bytes
+    }
+}
+
+/// Why a page could not be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotMapped {
+    /// The slot went away or changed meanwhile: let the access happen again.
+    Retry,
+    /// No memory for tables.
+    NoMemory,
+}
+
+/// Why a slot was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SlotError {
+    /// It overlaps another (EEXIST).
+    Overlap,
+    /// It cannot be changed that way (EINVAL).
+    Invalid,
+    /// There is no such slot to delete (EINVAL).
+    Missing,
+}
+
+/// Slots and tables of one VM.
+pub(super) struct Memory {
+    slots: BTreeMap<u32, Slot>,
+    /// `None` only while the VM is being dropped.
+    table: Option<Canonical>,
+    vttbr: u64,
+}
+
+/// VMIDs in use, a bit each. 0 stands for "no guest".
+static VMIDS: SpinLock<[u64; 1024]> = SpinLock::new("vmids", 191, {
+    let mut words = [0; 1024];
+    words[0] = 1;
+    words
+});
+
+fn take_vmid(bits: u32) -> Option<Vmid> {
+    let mut words = VMIDS.lock();
+    let limit = (1usize << bits) / 64;
+    let word = words[..limit].iter().position(|&word| word != u64::MAX)?;
+    let bit = words[word].trailing_ones();
+    words[word] |= 1 << bit;
+    Some(Vmid::new((word * 64) as u16 + bit as u16))
+}
+
+/// What the machine's stage 2 can do, from ID_AA64MMFR0/1_EL1.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Machine {
+    /// Physical address bits, at most 48.
+    pub(super) pa_bits: u8,
+    vmid_bits: u32,
+    xnx: bool,
+    hafdbs: bool,
+}
+
+impl Machine {
+    /// Reads it.
+    pub(super) fn read() -> Self {
+        let mmfr0 = umbra_hw::idregs::read(7, 0);
+        let mmfr1 = umbra_hw::idregs::read(7, 1);
+        let pa_bits = match mmfr0 & 0xf {
+            0 => 32,
+            1 => 36,
+            2 => 40,
+            3 => 42,
+            4 => 44,
+            _ => 48,
+        };
+        Self {
+            pa_bits,
+            vmid_bits: if mmfr1 >> 4 & 0xf == 2 { 16 } else { 8 },
+            xnx: mmfr1 >> 28 & 0xf != 0,
+            hafdbs: mmfr1 & 0xf != 0,
+        }
+    }
+
+    /// VTCR_EL2 for 4 KiB tables of `ipa_bits`: write-back walks, inner shareable, hardware access
+    /// flag (Arm ARM D24.2.218).
+    pub(super) fn vtcr(&self, ipa_bits: u8) -> u64 {
+        let sl0 = if ipa_bits > 43 {
+            2
+        } else if ipa_bits > 34 {
+            1
+        } else {
+            0
+        };
+        let ps: u64 = match self.pa_bits {
+            32 => 0,
+            36 => 1,
+            40 => 2,
+            42 => 3,
+            44 => 4,
+            _ => 5,
+        };
+        u64::from(64 - ipa_bits)
+            | sl0 << 6
+            | 1 << 8
+            | 1 << 10
+            | 3 << 12
+            | ps << 16
+            | u64::from(self.vmid_bits == 16) << 19
+            | u64::from(self.hafdbs) << 21
+            | 1 << 31
+    }
+}
+
+fn invalidate_tlb(vttbr: u64) -> impl FnMut(&TlbRequest) {
+    move |request| {
+        tlb::Stage2::with(vttbr, |stage2| match request.scope {
+            // A long range costs more by page than the VM's refills.
+            Scope::Range { addr, bytes, level, leaf_only } => {
+                let step = level.map_or(4096, |level| Granule::K4.level_bytes(level));
+                let count = bytes.div_ceil(step);
+                if count > 512 {
+                    stage2.all();
+                } else {
+                    let ttl = match (level, leaf_only) {
+                        // TG = 4 KiB, level in the low bits (Arm ARM D8.17.5).
+                        (Some(level), true) => 0b0100 | level.number() as u64 & 3,
+                        _ => 0,
+                    };
+                    stage2.ipa(addr, step, count, ttl);
+                }
+            }
+            Scope::All => stage2.all(),
+        });
+    }
+}
+
+impl Memory {
+    /// No slots, an empty table. `None` when memory or VMIDs are out.
+    pub(super) fn new(machine: &Machine, ipa_bits: u8) -> Option<Self> {
+        let vmid = take_vmid(machine.vmid_bits)?;
+        let config = Config {
+            geometry: Geometry::stage2(Granule::K4, ipa_bits.into())?,
+            output_bits: machine.pa_bits.into(),
+            format: S2 { xnx: machine.xnx },
+            tag: Tag::Vmid(vmid),
+        };
+        let table = Canonical::new(config, &TablePages).ok()?;
+        let vttbr = tlb::vttbr(table.root(), vmid.number());
+        Some(Self { slots: BTreeMap::new(), table: Some(table), vttbr })
+    }
+
+    /// VTTBR_EL2 of the canonical table.
+    pub(super) fn vttbr(&self) -> u64 {
+        self.vttbr
+    }
+
+    fn table(&mut self) -> &mut Canonical {
+        self.table.as_mut().expect("the table lives as long as the VM")
+    }
+
+    /// The slot that `ipa` lies in.
+    pub(super) fn slot_at(&self, ipa: Ipa) -> Option<Slot> {
+        self.slots.values().find(|slot| slot.contains(ipa)).copied()
+    }
+
+    /// Creates, moves, changes or (with `None`) deletes slot `id`.
+    pub(super) fn set_slot(&mut self, id: u32, slot: Option<Slot>) -> Result<(), SlotError> {
+        let old = self.slots.get(&id).copied();
+        let Some(slot) = slot else {
+            let old = old.ok_or(SlotError::Missing)?;
+            self.slots.remove(&id);
+            self.evict(old.base, old.bytes);
+            return Ok(());
+        };
+        if let Some(old) = old {
+            // Only its place in the VM may change (KVM_MEM_LOG_DIRTY_PAGES apart).
+            if old.bytes != slot.bytes || old.hva != slot.hva || old.read_only != slot.read_only {
+                return Err(SlotError::Invalid);
+            }
+            if old.base == slot.base {
+                return Ok(());
+            }
+        }
+        let taken = self.slots.iter().any(|(&other, existing)| other != id && existing.overlaps(&slot));
+        if taken {
+            return Err(SlotError::Overlap);
+        }
+        if let Some(old) = old {
+            self.evict(old.base, old.bytes);
+        }
+        self.slots.insert(id, slot);
+        Ok(())
+    }
+
+    fn evict(&mut self, base: Ipa, bytes: u64) {
+        let vttbr = self.vttbr;
+        self.table().evict(base, bytes, &TablePages).finish(&TablePages, invalidate_tlb(vttbr));
+    }
+
+    /// The VMM's pages of `span` change: unmaps what the guest sees of them.
+    pub(super) fn invalidate(&mut self, span: Span) {
+        let (start, end) = (span.start().raw(), span.end().raw());
+        let hit: alloc::vec::Vec<_> = self
+            .slots
+            .values()
+            .filter_map(|slot| {
+                let first = slot.hva.raw().max(start);
+                let last = (slot.hva.raw() + slot.bytes).min(end);
+                (first < last).then(|| {
+                    let base = slot.base.raw() + (first - slot.hva.raw());
+                    (Ipa::new(base), last - first)
+                })
+            })
+            .collect();
+        for (base, bytes) in hit {
+            self.evict(base, bytes);
+        }
+    }
+
+    /// Sets the access flag of the leaf at `ipa`.
+    pub(super) fn make_young(&mut self, ipa: Ipa) {
+        self.table().make_young(ipa, &TablePages);
+        tlb::publish();
+    }
+
+    /// Drops the leaf at `ipa`: it will be made anew.
+    pub(super) fn drop_leaf(&mut self, ipa: Ipa) {
+        self.evict(ipa.align_down(4096), 4096);
+    }
+
+    /// Maps the page that `view` shows at `ipa`, in the largest leaf that both sides allow. `slot` is
+    /// what the lookup found; if it changed since, nothing is mapped.
+    pub(super) fn map(
+        &mut self,
+        ipa: Ipa,
+        slot: &Slot,
+        view: &PageView,
+        exec: bool,
+    ) -> Result<(), NotMapped> {
+        if self.slot_at(ipa) != Some(*slot) {
+            return Err(NotMapped::Retry);
+        }
+        let hva = slot.hva_of(ipa).ok_or(NotMapped::Retry)?;
+        let size = mapping_size(&SizeRequest {
+            granule: Granule::K4,
+            table_limit: 1 << 30,
+            ipa,
+            slot: SlotRange { ipa: slot.base, hva: slot.hva, bytes: slot.bytes },
+            host_bytes: view.bytes,
+            logging: false,
+            guest_bytes: None,
+        });
+        let at = ipa.align_down(size);
+        let offset = hva.align_down(size).offset_from(view.start).ok_or(NotMapped::Retry)?;
+        let pa = Pa::new(view.pa.raw() + offset);
+        // Rights that are there stay: a fetch must not take back what a store got.
+        let before = self.table().lookup(ipa, &TablePages).map(|leaf| leaf.attrs.rights);
+        let exec = exec || before.is_some_and(|rights| rights.exec_el1);
+        let rights = Rights {
+            read: true,
+            write: view.writable && !slot.read_only,
+            exec_el0: exec,
+            exec_el1: exec,
+        };
+        if exec {
+            umbra_hw::mem::sync_instructions(pa, size);
+        }
+        let result = self.table().map(at, pa, size, Attrs::normal(rights), &TablePages);
+        let vttbr = self.vttbr;
+        match result {
+            Ok(Mapped::Fresh | Mapped::Unchanged) => {}
+            Ok(Mapped::Rights(work)) => work.finish(&TablePages, invalidate_tlb(vttbr)),
+            Ok(Mapped::Broken(broken)) => {
+                broken.finish(self.table(), &TablePages, invalidate_tlb(vttbr));
+            }
+            Err(MapError::NoMemory) => return Err(NotMapped::NoMemory),
+            Err(MapError::Busy) => return Err(NotMapped::Retry),
+            Err(error) => {
+                log::error!("mapping {at} to {pa}: {error:?}");
+                return Err(NotMapped::NoMemory);
+            }
+        }
+        tlb::publish();
+        Ok(())
+    }
+}
+
+impl From<NoMemory> for NotMapped {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Some(table) = self.table.take() {
+            let vttbr = self.vttbr;
+            umbra_hw::guest::unload_vttbr(vttbr);
+            table.destroy(&TablePages).finish(&TablePages, invalidate_tlb(vttbr));
+        }
+        let number = (self.vttbr >> 48) as usize;
+        VMIDS.lock()[number / 64] &= !(1 << (number % 64));
+    }
+}

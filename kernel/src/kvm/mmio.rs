@@ -1,0 +1,83 @@
+//! A described access to what is not memory: the GIC, an event descriptor, or the VMM.
+
+use alloc::sync::Arc;
+
+use umbra_arm64::Ipa;
+use umbra_arm64::esr::Access;
+use umbra_arm64::sysreg::Reg;
+use umbra_kvm_abi::exit::{Exit as VmmExit, MmioExit};
+use umbra_kvm_abi::run::{self as run_page, RunPage};
+
+use super::exit::{read_x, skip, write_x};
+use super::run::Next;
+use super::vcpu::{State, Vcpu};
+
+/// An access that left to the VMM: what to do when it comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PendingMmio {
+    access: Access,
+    write: bool,
+}
+
+/// A load or store of the guest at `ipa`.
+pub(super) fn access(vcpu: &Arc<Vcpu>, state: &mut State, ipa: Ipa, access: Access, write: bool) -> Next {
+    let len = access.size.bytes() as u32;
+    let data = write.then(|| swapped(vcpu, state, access, read_x(state, access.register) & mask(access)));
+    if let Some(value) = vcpu.vm.gic.mmio(vcpu, ipa.raw(), len as u8, data) {
+        if !write {
+            load(vcpu, state, access, value);
+        }
+        skip(state);
+        return Next::Guest;
+    }
+    if let Some(value) = data
+        && vcpu.vm.io_events.signal(ipa.raw(), len, value)
+    {
+        skip(state);
+        return Next::Guest;
+    }
+    state.pending_mmio = Some(PendingMmio { access, write });
+    Next::Vmm(VmmExit::Mmio(MmioExit {
+        phys_addr: ipa.raw(),
+        data: data.unwrap_or(0).to_le_bytes(),
+        len,
+        is_write: write,
+    }))
+}
+
+/// The VMM has answered: finishes the instruction. An abort that it asked for instead wins.
+pub(super) fn complete(vcpu: &Arc<Vcpu>, state: &mut State, page: &dyn RunPage) {
+    let Some(pending) = state.pending_mmio.take() else { return };
+    if state.pending_abort {
+        return;
+    }
+    if !pending.write {
+        let value = run_page::mmio_answer(page, pending.access.size.bytes() as u32);
+        load(vcpu, state, pending.access, value);
+    }
+    skip(state);
+}
+
+fn mask(access: Access) -> u64 {
+    match access.size.bytes() {
+        8 => u64::MAX,
+        bytes => (1 << (8 * bytes)) - 1,
+    }
+}
+
+/// Puts a loaded value into the register as the instruction would.
+fn load(vcpu: &Vcpu, state: &mut State, access: Access, value: u64) {
+    let value = swapped(vcpu, state, access, value & mask(access));
+    let unused = 64 - 8 * access.size.bytes() as u32;
+    let value = if access.sign_extend { ((value << unused) as i64 >> unused) as u64 } else { value };
+    let value = if access.sixty_four { value } else { value & 0xffff_ffff };
+    write_x(state, access.register, value);
+}
+
+/// A big-endian guest's bytes come the other way round.
+fn swapped(vcpu: &Vcpu, state: &State, access: Access, value: u64) -> u64 {
+    let sctlr = vcpu.hw.lock().regs.get(Reg::SctlrEl1);
+    let at_el0 = state.frame.pstate().raw() & 0xf == 0;
+    let big_endian = sctlr >> if at_el0 { 24 } else { 25 } & 1 == 1;
+    if big_endian { value.swap_bytes() >> (64 - 8 * access.size.bytes()) } else { value }
+}

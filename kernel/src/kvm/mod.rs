@@ -1,0 +1,62 @@
+//! /dev/kvm: Linux's ABI for virtual machines, and the machines behind it.
+//!
+//! ```text
+//!  system ── KVM_CREATE_VM ──► vm ── KVM_CREATE_VCPU ──► vcpu ── KVM_RUN ──► run
+//!                               │                          │                  │
+//!                    memory (slots, stage 2)      loaded (EL1 in hardware)   exit ─► fault, sysreg, firmware
+//!                    gic, irqfd, ioeventfd        state (registers)                  inject, mmio
+//! ```
+//!
+//! Numbers, structures, errors and their order are Linux's; where not, `docs/abi.md` says so. A guest
+//! can cause no error here: whatever it does has an outcome in the guest or a named exit.
+
+mod device;
+mod exit;
+mod fault;
+mod firmware;
+mod gic;
+mod inject;
+mod ioeventfd;
+mod loaded;
+mod memory;
+mod mmio;
+mod onereg;
+mod regs;
+mod stage1;
+mod run;
+mod sysreg;
+mod system;
+mod timer;
+mod vcpu;
+mod vm;
+
+use alloc::sync::Arc;
+
+use umbra_linux::Errno;
+
+pub(crate) use loaded::{before_wait, put_loaded};
+pub(crate) use timer::{fired, maintenance};
+
+use crate::file::File;
+
+/// Opens /dev/kvm.
+pub(crate) fn open() -> Result<Arc<dyn File>, Errno> {
+    Ok(Arc::new(system::System))
+}
+
+/// The ABI crate's error numbers are Linux's too.
+fn errno(error: umbra_kvm_abi::Errno) -> Errno {
+    Errno::from_code(error.number() as u16).unwrap_or(Errno::EINVAL)
+}
+
+/// Reads a structure of the ABI from the process.
+fn read_struct<T: zerocopy::FromBytes + zerocopy::IntoBytes>(mm: &crate::mm::Mm, from: u64) -> Result<T, Errno> {
+    let mut value = T::new_zeroed();
+    mm.read_bytes(umbra_arm64::Hva::new(from), value.as_mut_bytes())?;
+    Ok(value)
+}
+
+/// Writes a structure of the ABI to the process.
+fn write_struct<T: zerocopy::IntoBytes + zerocopy::Immutable>(mm: &crate::mm::Mm, to: u64, value: &T) -> Result<(), Errno> {
+    mm.write_bytes(umbra_arm64::Hva::new(to), value.as_bytes())
+}

@@ -1,0 +1,252 @@
+//! KVM_RUN: the loop between the guest and everything that wants something of it.
+//!
+//! ```text
+//!   signal, immediate_exit ──► return EINTR
+//!   power off ──► sleep until on
+//!   load ─ requests ─ refresh interrupts ─► guest ─► exit ─┬─ handled: again, nothing switched
+//!                                                          ├─ interrupt: poll, perhaps another thread
+//!                                                          └─ for the VMM: run page, return 0
+//! ```
+
+use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
+
+use umbra_hw::guest::{self, Exit};
+use umbra_hw::{HCR_AMO, HCR_API, HCR_APK, HCR_E2H, HCR_FMO, HCR_IMO, HCR_RW};
+use umbra_kvm_abi::exit::Exit as VmmExit;
+use umbra_kvm_abi::run::{self as run_page, RunPage};
+use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_PTRAUTH_ADDRESS, Power, VcpuFeatures};
+use umbra_linux::Errno;
+
+use super::vcpu::{State, Vcpu, request};
+use super::{exit, inject, loaded, mmio, timer};
+use crate::file::Call;
+use crate::mm::SharedPages;
+use crate::{irq, sched};
+
+/// What handling an exit came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Run the guest on.
+    Guest,
+    /// Take the physical interrupt.
+    Interrupt,
+    /// Wait for an interrupt (WFI).
+    Wait,
+    /// Leave to the VMM.
+    Vmm(VmmExit),
+    /// Leave to the VMM with an error.
+    Fail(Errno),
+}
+
+/// HCR_EL2 of a plain guest: everything that is not the guest's own to decide traps or is fixed.
+pub(super) fn hcr(features: VcpuFeatures) -> u64 {
+    const VM: u64 = 1 << 0;
+    const SWIO: u64 = 1 << 1;
+    const PTW: u64 = 1 << 2;
+    const FB: u64 = 1 << 9;
+    const BSU_IS: u64 = 1 << 10;
+    const TWI: u64 = 1 << 13;
+    const TID1: u64 = 1 << 16;
+    const TID2: u64 = 1 << 17;
+    const TID3: u64 = 1 << 18;
+    const TSC: u64 = 1 << 19;
+    const TIDCP: u64 = 1 << 20;
+    const TACR: u64 = 1 << 21;
+    const TSW: u64 = 1 << 22;
+    const TLOR: u64 = 1 << 35;
+    const TERR: u64 = 1 << 36;
+    const TEA: u64 = 1 << 37;
+    const FWB: u64 = 1 << 46;
+    const TID5: u64 = 1 << 58;
+    let mut hcr = VM | SWIO | PTW | FB | BSU_IS | TWI | TID1 | TID2 | TID3 | TSC | TIDCP | TACR | TSW | TLOR | TID5;
+    hcr |= FWB | HCR_E2H | HCR_RW | HCR_IMO | HCR_FMO | HCR_AMO;
+    if super::vcpu::has_ras() {
+        hcr |= TEA | TERR;
+    }
+    if features.has(KVM_ARM_VCPU_PTRAUTH_ADDRESS) {
+        hcr |= HCR_API | HCR_APK;
+    }
+    hcr
+}
+
+impl RunPage for SharedPages {
+    fn load_u8(&self, offset: usize) -> u8 {
+        let mut bytes = [0];
+        self.read(offset, &mut bytes);
+        bytes[0]
+    }
+    fn load_u32(&self, offset: usize) -> u32 {
+        let mut bytes = [0; 4];
+        self.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+    fn load_u64(&self, offset: usize) -> u64 {
+        let mut bytes = [0; 8];
+        self.read(offset, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+    fn store_u8(&self, offset: usize, value: u8) {
+        self.write(offset, &[value]);
+    }
+    fn store_u32(&self, offset: usize, value: u32) {
+        self.write(offset, &value.to_le_bytes());
+    }
+    fn store_u64(&self, offset: usize, value: u64) {
+        self.write(offset, &value.to_le_bytes());
+    }
+}
+
+/// The ioctl. `ENOEXEC`: not initialised; `EINTR`: a signal, or `immediate_exit`.
+pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
+    let Some(mut state) = vcpu.state.lock_unless(|| call.thread.signal_pending()) else {
+        return Err(Errno::EINTR);
+    };
+    if state.init.is_none() {
+        return Err(Errno::ENOEXEC);
+    }
+    let page = &*vcpu.page;
+    loaded::load(vcpu);
+    mmio::complete(vcpu, &mut state, page);
+    if run_page::immediate_exit(page) {
+        return Err(Errno::EINTR);
+    }
+    let result = turns(vcpu, &mut state, call);
+    vcpu.leave_el0();
+    match result {
+        Next::Vmm(exit) => {
+            exit.write_to(page);
+            match exit {
+                VmmExit::Intr => Err(Errno::EINTR),
+                _ => Ok(0),
+            }
+        }
+        Next::Fail(errno) => Err(errno),
+        Next::Guest | Next::Interrupt | Next::Wait => unreachable!("the loop ends for the VMM only"),
+    }
+}
+
+fn turns(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
+    loop {
+        if call.thread.signal_pending() {
+            return Next::Vmm(VmmExit::Intr);
+        }
+        match powered(vcpu, state, call) {
+            Powered::On => {}
+            Powered::Interrupted => return Next::Vmm(VmmExit::Intr),
+        }
+        loaded::load(vcpu);
+        inject::pending(vcpu, state);
+        match enter(vcpu, state, call) {
+            Next::Guest => {}
+            Next::Interrupt => {
+                irq::poll();
+                if sched::preempt_due() {
+                    vcpu.leave_el0();
+                    sched::yield_now();
+                }
+            }
+            Next::Wait => wait(vcpu, call),
+            leave @ (Next::Vmm(_) | Next::Fail(_)) => return leave,
+        }
+    }
+}
+
+/// Runs the guest until something that is not its own to handle here in this loop.
+fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
+    vcpu.hw.lock().regs.hw.load_el0();
+    loaded::interface_on(vcpu);
+    let mark = umbra_hw::cpu() + 1;
+    loop {
+        // From here on a kick interrupts this CPU, and the interrupt is pending at ERET.
+        vcpu.running_on.store(mark, Ordering::SeqCst);
+        if vcpu.has_requests() {
+            let requests = vcpu.take_requests();
+            if requests & request::POWER != 0 {
+                vcpu.running_on.store(0, Ordering::SeqCst);
+                vcpu.kick(requests & !request::POWER);
+                return Next::Guest;
+            }
+            vcpu.vm.gic.refresh(vcpu);
+        }
+        if call.thread.signal_pending() {
+            vcpu.running_on.store(0, Ordering::SeqCst);
+            return Next::Guest;
+        }
+        let exit = guest::run(&mut state.frame, state.hcr, &mut state.fp);
+        vcpu.running_on.store(0, Ordering::SeqCst);
+        let next = match exit {
+            Exit::Irq => Next::Interrupt,
+            Exit::SError { esr } => exit::serror(vcpu, state, esr),
+            Exit::Sync { esr, far, hpfar } => exit::sync(vcpu, state, esr, far, hpfar),
+        };
+        // Putting the registers away in between (another CPU asked) means loading them again.
+        if next != Next::Guest || !vcpu.hw.lock().regs.hw.is_loaded_here() {
+            return next;
+        }
+    }
+}
+
+enum Powered {
+    On,
+    Interrupted,
+}
+
+/// Sleeps while the vCPU is off; begins where PSCI said once it is on.
+fn powered(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Powered {
+    let mut slept = false;
+    loop {
+        let (power, start) = {
+            let mut power = vcpu.power.lock();
+            (power.power, power.start.take())
+        };
+        if power == Power::Runnable {
+            if let Some(start) = start {
+                vcpu.start_at(state, start);
+            }
+            if slept {
+                vcpu.kick(request::GIC);
+            }
+            return Powered::On;
+        }
+        if let Some(start) = start {
+            vcpu.power.lock().start = Some(start);
+        }
+        if call.thread.signal_pending() {
+            return Powered::Interrupted;
+        }
+        slept = true;
+        vcpu.leave_el0();
+        vcpu.set_blocked(true);
+        if vcpu.take_requests() & request::POWER == 0 && !call.thread.signal_pending() {
+            sched::park(None);
+        }
+        vcpu.set_blocked(false);
+        irq::poll();
+    }
+}
+
+/// WFI: sleeps until an interrupt waits for the vCPU.
+fn wait(vcpu: &Arc<Vcpu>, call: &Call<'_>) {
+    loop {
+        loaded::load(vcpu);
+        vcpu.set_blocked(true);
+        // Whatever is asked from here on either shows below or unparks.
+        let requests = vcpu.take_requests();
+        if requests & request::POWER != 0 {
+            vcpu.kick(request::POWER);
+        }
+        let ready = requests & request::POWER != 0
+            || call.thread.signal_pending()
+            || vcpu.vm.gic.has_pending(vcpu);
+        if ready {
+            vcpu.set_blocked(false);
+            vcpu.kick(request::GIC);
+            return;
+        }
+        let deadline = timer::deadline(vcpu, &vcpu.hw.lock());
+        vcpu.leave_el0();
+        sched::park(deadline);
+        vcpu.set_blocked(false);
+    }
+}

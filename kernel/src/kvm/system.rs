@@ -1,0 +1,89 @@
+//! The ioctls of /dev/kvm itself, and what it says it can do.
+
+use alloc::sync::Arc;
+
+use umbra_kvm_abi::cap;
+use umbra_kvm_abi::ioctl;
+use umbra_kvm_abi::memory::{KVM_USER_MEM_SLOTS, MachineType};
+use umbra_linux::Errno;
+
+use super::memory::Machine;
+use super::vm::{Vm, VmFile, abi};
+use crate::file::{Call, File};
+
+/// vCPUs a VM may have.
+pub(super) const MAX_VCPUS: usize = umbra_vgic::MAX_VCPUS;
+/// The ABI's version, for ever 12.
+const API_VERSION: u64 = 12;
+/// Bytes of the run page's mapping.
+pub(super) const RUN_BYTES: u64 = 4096;
+
+/// /dev/kvm, opened.
+pub(super) struct System;
+
+/// KVM_CHECK_EXTENSION: 0 for what is not there.
+pub(super) fn extension(number: u64, vm: Option<&Arc<Vm>>) -> u64 {
+    let machine = Machine::read();
+    let Ok(number) = u32::try_from(number) else { return 0 };
+    match number {
+        cap::KVM_CAP_USER_MEMORY
+        | cap::KVM_CAP_USER_MEMORY2
+        | cap::KVM_CAP_DESTROY_MEMORY_REGION_WORKS
+        | cap::KVM_CAP_JOIN_MEMORY_REGIONS_WORKS
+        | cap::KVM_CAP_ONE_REG
+        | cap::KVM_CAP_ARM_PSCI
+        | cap::KVM_CAP_ARM_PSCI_0_2
+        | cap::KVM_CAP_READONLY_MEM
+        | cap::KVM_CAP_MP_STATE
+        | cap::KVM_CAP_IMMEDIATE_EXIT
+        | cap::KVM_CAP_IRQFD
+        | cap::KVM_CAP_IOEVENTFD
+        | cap::KVM_CAP_IOEVENTFD_ANY_LENGTH
+        | cap::KVM_CAP_DEVICE_CTRL
+        | cap::KVM_CAP_VCPU_EVENTS
+        | cap::KVM_CAP_ENABLE_CAP
+        | cap::KVM_CAP_ENABLE_CAP_VM
+        | cap::KVM_CAP_ARM_NISV_TO_USER
+        | cap::KVM_CAP_ARM_INJECT_EXT_DABT
+        | cap::KVM_CAP_ARM_SYSTEM_SUSPEND
+        | cap::KVM_CAP_IRQCHIP => 1,
+        cap::KVM_CAP_SYNC_MMU => 1,
+        cap::KVM_CAP_ARM_VM_IPA_SIZE => u64::from(machine.pa_bits),
+        cap::KVM_CAP_NR_VCPUS => crate::sched::cpus() as u64,
+        cap::KVM_CAP_MAX_VCPUS | cap::KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as u64,
+        cap::KVM_CAP_NR_MEMSLOTS => u64::from(KVM_USER_MEM_SLOTS),
+        cap::KVM_CAP_ARM_PTRAUTH_ADDRESS | cap::KVM_CAP_ARM_PTRAUTH_GENERIC => u64::from(super::vcpu::has_pauth()),
+        cap::KVM_CAP_ARM_INJECT_SERROR_ESR => u64::from(super::vcpu::has_ras()),
+        _ => {
+            let _ = vm;
+            0
+        }
+    }
+}
+
+impl File for System {
+    fn ioctl(&self, call: &Call<'_>, request: u32, arg: u64) -> Result<u64, Errno> {
+        match request {
+            r if r == ioctl::KVM_GET_API_VERSION.raw() => {
+                if arg != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                Ok(API_VERSION)
+            }
+            r if r == ioctl::KVM_CREATE_VM.raw() => {
+                let machine = Machine::read();
+                let kind = abi(MachineType::parse(arg, machine.pa_bits))?;
+                let vm = Vm::new(call.process.mm(), kind.ipa_bits)?;
+                call.process.install(Arc::new(VmFile { vm }), true).map(u64::from)
+            }
+            r if r == ioctl::KVM_CHECK_EXTENSION.raw() => Ok(extension(arg, None)),
+            r if r == ioctl::KVM_GET_VCPU_MMAP_SIZE.raw() => {
+                if arg != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                Ok(RUN_BYTES)
+            }
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+}

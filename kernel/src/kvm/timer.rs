@@ -1,0 +1,67 @@
+//! A vCPU's two EL1 timers. While it is loaded they are the hardware's own; their interrupts stay
+//! active until the guest deactivates them through a list register with the HW bit. While it is
+//! not, their deadlines matter only to a vCPU that waits.
+
+use umbra_arm64::sysreg::Reg;
+use umbra_hw::timer::{PHYS_TIMER_PPI, VIRT_TIMER_PPI};
+
+use super::gic::deliver;
+use super::loaded;
+use super::vcpu::{Hw, Vcpu, request};
+
+const ENABLE: u64 = 1;
+const IMASK: u64 = 1 << 1;
+
+/// A timer: its interrupt, its registers, and how far its counter lies behind the machine's.
+struct Timer {
+    ppi: u32,
+    ctl: Reg,
+    cval: Reg,
+    offset: u64,
+}
+
+fn timers(vcpu: &Vcpu) -> [Timer; 2] {
+    let offset = vcpu.vm.counter_offset.load(core::sync::atomic::Ordering::Acquire);
+    [
+        Timer { ppi: VIRT_TIMER_PPI, ctl: Reg::CntvCtlEl0, cval: Reg::CntvCvalEl0, offset },
+        Timer { ppi: PHYS_TIMER_PPI, ctl: Reg::CntpCtlEl0, cval: Reg::CntpCvalEl0, offset: 0 },
+    ]
+}
+
+impl Timer {
+    /// When it fires, in ticks of the machine's counter; `None` if it does not.
+    fn due(&self, hw: &Hw) -> Option<u64> {
+        let ctl = hw.regs.get(self.ctl);
+        (ctl & (ENABLE | IMASK) == ENABLE).then(|| hw.regs.get(self.cval).saturating_add(self.offset))
+    }
+}
+
+/// The lines of both timers: (PPI, level).
+pub(super) fn lines(vcpu: &Vcpu, hw: &Hw) -> [(u32, bool); 2] {
+    let now = umbra_hw::timer::ticks();
+    timers(vcpu).map(|timer| (timer.ppi, timer.due(hw).is_some_and(|due| due <= now)))
+}
+
+/// When the earlier of the two fires, in nanoseconds of the scheduler's clock.
+pub(super) fn deadline(vcpu: &Vcpu, hw: &Hw) -> Option<u64> {
+    let due = timers(vcpu).iter().filter_map(|timer| timer.due(hw)).min()?;
+    Some(umbra_hw::timer::ticks_to_ns(due).saturating_add(1))
+}
+
+/// A physical timer interrupt of a guest: it stays active, and the vCPU that is loaded here looks.
+pub(crate) fn fired() {
+    if let Some(vcpu) = loaded::here() {
+        vcpu.kick(request::GIC);
+    }
+}
+
+/// The GIC's maintenance interrupt: the condition is level, so it is removed at once by taking the
+/// list registers back; the vCPU gets fresh ones before it runs on.
+pub(crate) fn maintenance() {
+    if let Some(vcpu) = loaded::here() {
+        let kicks = loaded::sync_interface(&vcpu, &mut vcpu.hw.lock());
+        deliver(&vcpu.vm, kicks);
+        umbra_hw::vgic::write_hcr(0);
+        vcpu.kick(request::GIC);
+    }
+}

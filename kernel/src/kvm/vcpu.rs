@@ -1,0 +1,373 @@
+//! One virtual CPU: its state, who may touch it when, and its ioctls.
+//!
+//! Three parts with three owners. [`State`] belongs to whoever holds the mutex: a thread in an ioctl,
+//! for as long as KVM_RUN lasts. [`Hw`] is what may be loaded in a CPU's registers; its lock is held
+//! for moments, by the runner or by a CPU that puts it away (`loaded`). The rest is atomics that
+//! anybody may set to make the vCPU look: a *kick*.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+
+use umbra_abort::World;
+use umbra_arm64::idreg::IdRegs;
+use umbra_arm64::sysreg::{Features, Identity};
+use umbra_hw::fp::FpState;
+use umbra_hw::guest::{Extra, Frame, HwPstate};
+use umbra_hw::sync::SpinLock;
+use umbra_kvm_abi::ioctl;
+use umbra_kvm_abi::reg::OneReg;
+use umbra_kvm_abi::vcpu::{
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_GENERIC,
+    MpState, Power, VcpuEvents, VcpuFeatures, VcpuInit,
+};
+use umbra_linux::Errno;
+use umbra_vgic::{CpuIf, LrFile};
+
+use super::mmio::PendingMmio;
+use super::regs::Registers;
+use super::vm::{Vm, abi};
+use super::{loaded, read_struct, run, system, write_struct};
+use crate::file::{Call, File};
+use crate::mm::{Object, SharedPages};
+use crate::sched::{self, Mutex, Thread};
+
+/// What a kick asks a vCPU to look at.
+pub(super) mod request {
+    /// Interrupts or timers changed: recompute the list registers.
+    pub(in crate::kvm) const GIC: u32 = 1 << 0;
+    /// The power state changed.
+    pub(in crate::kvm) const POWER: u32 = 1 << 1;
+}
+
+/// Whether the machine has pointer authentication.
+pub(super) fn has_pauth() -> bool {
+    let isar1 = umbra_hw::idregs::read(6, 1);
+    let isar2 = umbra_hw::idregs::read(6, 2);
+    isar1 >> 4 & 0xff != 0 || isar2 >> 12 & 0xf != 0
+}
+
+/// Whether the machine has FEAT_RAS.
+pub(super) fn has_ras() -> bool {
+    umbra_hw::idregs::read(4, 0) >> 28 & 0xf != 0
+}
+
+/// What belongs to the thread that runs the vCPU or changes it.
+pub(super) struct State {
+    pub(super) frame: Frame,
+    pub(super) fp: FpState,
+    /// What KVM_ARM_VCPU_INIT was last called with.
+    pub(super) init: Option<VcpuFeatures>,
+    pub(super) id_regs: IdRegs,
+    pub(super) features: Features,
+    /// An MMIO access that the VMM is answering.
+    pub(super) pending_mmio: Option<PendingMmio>,
+    /// KVM_SET_VCPU_EVENTS asked for an external abort, with the address of the last fault.
+    pub(super) pending_abort: bool,
+    /// A pending virtual SError and its syndrome.
+    pub(super) pending_serror: Option<Option<u32>>,
+    /// FAR of the last abort that left to the VMM.
+    pub(super) last_far: u64,
+    /// HCR_EL2 while this vCPU runs.
+    pub(super) hcr: u64,
+}
+
+/// What may be in a CPU's registers.
+pub(super) struct Hw {
+    pub(super) regs: Registers,
+    pub(super) lrs: LrFile,
+    pub(super) cpuif: CpuIf,
+    /// ICH_HCR_EL2 as it should stand while the guest runs.
+    pub(super) ich_hcr: u64,
+}
+
+/// A start that PSCI or a reset asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Start {
+    pub(super) entry: u64,
+    pub(super) context: u64,
+    pub(super) big_endian: bool,
+}
+
+/// Whether the vCPU is on, and where it begins.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PowerState {
+    pub(super) power: Power,
+    pub(super) start: Option<Start>,
+}
+
+/// A virtual CPU.
+pub(super) struct Vcpu {
+    pub(super) vm: Arc<Vm>,
+    pub(super) id: u32,
+    /// Its place in the VM's list.
+    pub(super) index: AtomicUsize,
+    pub(super) page: Arc<SharedPages>,
+    pub(super) state: Mutex<State>,
+    pub(super) hw: SpinLock<Hw>,
+    pub(super) power: SpinLock<PowerState>,
+    requests: AtomicU32,
+    /// CPU + 1 while the run loop is past its last look at the requests.
+    pub(super) running_on: AtomicUsize,
+    blocked: AtomicBool,
+    runner: SpinLock<Option<Arc<Thread>>>,
+}
+
+impl Vcpu {
+    /// A vCPU that was not initialised. `ENOMEM`.
+    pub(super) fn new(vm: &Arc<Vm>, id: u32) -> Result<Arc<Self>, Errno> {
+        crate::mem::top_up();
+        let page = SharedPages::new(1).ok_or(Errno::ENOMEM)?;
+        Ok(Arc::new(Self {
+            vm: vm.clone(),
+            id,
+            index: AtomicUsize::new(0),
+            page,
+            state: Mutex::new(State {
+                frame: Frame::default(),
+                fp: FpState::default(),
+                init: None,
+                id_regs: IdRegs::default(),
+                features: Features::default(),
+                pending_mmio: None,
+                pending_abort: false,
+                pending_serror: None,
+                last_far: 0,
+                hcr: 0,
+            }),
+            hw: SpinLock::new(
+                "vcpu hw",
+                162,
+                Hw {
+                    regs: Registers::new(),
+                    lrs: LrFile::EMPTY,
+                    cpuif: CpuIf::default(),
+                    ich_hcr: 0,
+                },
+            ),
+            power: SpinLock::new("vcpu power", 164, PowerState::default()),
+            requests: AtomicU32::new(0),
+            running_on: AtomicUsize::new(0),
+            blocked: AtomicBool::new(false),
+            runner: SpinLock::new("vcpu runner", 118, None),
+        }))
+    }
+
+    /// Its place in the VM's list.
+    pub(super) fn index(&self) -> usize {
+        self.index.load(Ordering::Acquire)
+    }
+
+    /// MPIDR_EL1 as the guest sees it: sixteen vCPUs to a cluster, as Linux has it.
+    pub(super) fn mpidr(&self) -> u64 {
+        let id = u64::from(self.id);
+        1 << 31 | id & 0xf | (id >> 4 & 0xff) << 8 | (id >> 12 & 0xff) << 16
+    }
+
+    /// Asks the vCPU to look at `what`, wherever it is.
+    pub(super) fn kick(&self, what: u32) {
+        self.requests.fetch_or(what, Ordering::SeqCst);
+        if let Some(cpu) = self.running_on.load(Ordering::SeqCst).checked_sub(1) {
+            sched::kick(cpu);
+        }
+        if self.blocked.load(Ordering::SeqCst) {
+            let runner = self.runner.lock().clone();
+            if let Some(runner) = runner {
+                runner.unpark();
+            }
+        }
+    }
+
+    /// Takes the requests.
+    pub(super) fn take_requests(&self) -> u32 {
+        self.requests.swap(0, Ordering::SeqCst)
+    }
+
+    /// Whether there is any.
+    pub(super) fn has_requests(&self) -> bool {
+        self.requests.load(Ordering::SeqCst) != 0
+    }
+
+    /// Declares that the runner is about to sleep, or awake again.
+    pub(super) fn set_blocked(&self, blocked: bool) {
+        if blocked {
+            *self.runner.lock() = Some(sched::current());
+        }
+        self.blocked.store(blocked, Ordering::SeqCst);
+        if !blocked {
+            let runner = self.runner.lock().take();
+            drop(runner);
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        Identity { midr: umbra_hw::idregs::read(0, 0), mpidr: self.mpidr() }
+    }
+
+    /// KVM_ARM_VCPU_INIT.
+    fn init(self: &Arc<Self>, init: &VcpuInit) -> Result<u64, Errno> {
+        let mut offer = VcpuFeatures::default().with(KVM_ARM_VCPU_POWER_OFF).with(KVM_ARM_VCPU_PSCI_0_2);
+        if has_pauth() {
+            offer = offer.with(KVM_ARM_VCPU_PTRAUTH_ADDRESS).with(KVM_ARM_VCPU_PTRAUTH_GENERIC);
+        }
+        let features = abi(init.check(offer))?;
+        let mut state = self.state.lock();
+        {
+            let mut options = self.vm.options.lock();
+            let of_vm = *options.features.get_or_insert(features);
+            if !of_vm.same_vcpu_as(features) || state.init.is_some_and(|before| !before.same_vcpu_as(features)) {
+                return Err(Errno::EINVAL);
+            }
+        }
+        loaded::put(self);
+        if state.init.is_none() {
+            state.id_regs = super::sysreg::shown_id_regs(features);
+            state.features = state.id_regs.features();
+        }
+        state.init = Some(features);
+        state.hcr = run::hcr(features);
+        self.reset(&mut state);
+        let power = if features.has(KVM_ARM_VCPU_POWER_OFF) { Power::Stopped } else { Power::Runnable };
+        *self.power.lock() = PowerState { power, start: None };
+        Ok(0)
+    }
+
+    /// The architecture's warm reset of everything a guest can see.
+    pub(super) fn reset(&self, state: &mut State) {
+        state.frame = Frame::default();
+        *state.fp.regs() = umbra_hw::fp::FpRegs::default();
+        state.pending_mmio = None;
+        state.pending_abort = false;
+        state.pending_serror = None;
+        let mut hw = self.hw.lock();
+        hw.regs.reset(&self.identity());
+        hw.cpuif = CpuIf::default();
+    }
+
+    /// Begins at `start`, after a reset.
+    pub(super) fn start_at(&self, state: &mut State, start: Start) {
+        loaded::put(self);
+        self.reset(state);
+        state.frame.pc = start.entry;
+        state.frame.x[0] = start.context;
+        state.frame.set_pstate(HwPstate::EL1H_MASKED);
+        if start.big_endian {
+            let mut hw = self.hw.lock();
+            let sctlr = hw.regs.get(umbra_arm64::sysreg::Reg::SctlrEl1);
+            hw.regs.set(umbra_arm64::sysreg::Reg::SctlrEl1, sctlr | 1 << 25);
+        }
+    }
+
+    /// Which storey is running.
+    pub(super) fn world(&self) -> World {
+        World::Plain
+    }
+
+    /// SP_EL0 and friends go back to memory: before EL0 or another thread runs here.
+    pub(super) fn leave_el0(&self) {
+        let mut hw = self.hw.lock();
+        if hw.regs.hw.is_loaded_here() {
+            hw.regs.hw.save_el0();
+        }
+    }
+
+    /// The guest's SP_EL0, for ONE_REG.
+    pub(super) fn sp_el0(&self) -> u64 {
+        self.hw.lock().regs.hw.extra(Extra::SpEl0)
+    }
+}
+
+/// What a process holds: a descriptor for a vCPU.
+pub(super) struct VcpuFile {
+    vcpu: Arc<Vcpu>,
+}
+
+impl VcpuFile {
+    pub(super) fn new(vcpu: Arc<Vcpu>) -> Self {
+        Self { vcpu }
+    }
+}
+
+impl Drop for VcpuFile {
+    fn drop(&mut self) {
+        // A CPU may hold the registers still; it holds the vCPU alive with them.
+        loaded::put(&self.vcpu);
+    }
+}
+
+impl File for VcpuFile {
+    fn mmap(&self, offset: u64, bytes: u64) -> Result<Object, Errno> {
+        if offset != 0 || bytes > system::RUN_BYTES {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Object::Shared(self.vcpu.page.clone()))
+    }
+
+    fn ioctl(&self, call: &Call<'_>, request: u32, arg: u64) -> Result<u64, Errno> {
+        let vcpu = &self.vcpu;
+        let mm = call.process.mm();
+        if !Arc::ptr_eq(&mm, &vcpu.vm.mm) {
+            return Err(Errno::EIO);
+        }
+        match request {
+            r if r == ioctl::KVM_RUN.raw() => {
+                if arg != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                run::run(vcpu, call)
+            }
+            r if r == ioctl::KVM_ARM_VCPU_INIT.raw() => vcpu.init(&read_struct::<VcpuInit>(&mm, arg)?),
+            r if r == ioctl::KVM_GET_MP_STATE.raw() => {
+                let power = vcpu.power.lock().power;
+                write_struct(&mm, arg, &MpState { mp_state: power as u32 })?;
+                Ok(0)
+            }
+            r if r == ioctl::KVM_SET_MP_STATE.raw() => {
+                let power = abi(Power::try_from(read_struct::<MpState>(&mm, arg)?))?;
+                vcpu.power.lock().power = power;
+                vcpu.kick(self::request::POWER);
+                Ok(0)
+            }
+            r if r == ioctl::KVM_GET_ONE_REG.raw() || r == ioctl::KVM_SET_ONE_REG.raw() => {
+                let reg = read_struct::<OneReg>(&mm, arg)?;
+                let mut state = vcpu.state.lock();
+                if state.init.is_none() {
+                    return Err(Errno::ENOEXEC);
+                }
+                loaded::put(vcpu);
+                super::onereg::access(vcpu, &mut state, &mm, &reg, r == ioctl::KVM_SET_ONE_REG.raw())
+            }
+            r if r == ioctl::KVM_GET_REG_LIST.raw() => {
+                let state = vcpu.state.lock();
+                if state.init.is_none() {
+                    return Err(Errno::ENOEXEC);
+                }
+                super::onereg::list(&state, &mm, arg)
+            }
+            r if r == ioctl::KVM_GET_VCPU_EVENTS.raw() => {
+                let state = vcpu.state.lock();
+                let events = VcpuEvents {
+                    serror_pending: state.pending_serror.is_some().into(),
+                    serror_has_esr: matches!(state.pending_serror, Some(Some(_))).into(),
+                    serror_esr: state.pending_serror.flatten().unwrap_or(0).into(),
+                    ..VcpuEvents::default()
+                };
+                write_struct(&mm, arg, &events)?;
+                Ok(0)
+            }
+            r if r == ioctl::KVM_SET_VCPU_EVENTS.raw() => {
+                let events = read_struct::<VcpuEvents>(&mm, arg)?;
+                let mut state = vcpu.state.lock();
+                if state.init.is_none() {
+                    return Err(Errno::ENOEXEC);
+                }
+                let asked = abi(events.request(state.features.ras))?;
+                if let Some(serror) = asked.serror {
+                    state.pending_serror = Some(serror);
+                }
+                state.pending_abort |= asked.external_abort;
+                Ok(0)
+            }
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+}

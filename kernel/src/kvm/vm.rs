@@ -1,0 +1,219 @@
+//! One virtual machine, and its ioctls.
+
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use umbra_arm64::{Hva, Ipa};
+use umbra_hw::MAX_CPUS;
+use umbra_hw::sync::SpinLock;
+use umbra_kvm_abi::cap;
+use umbra_kvm_abi::ioctl;
+use umbra_kvm_abi::irq::{IoEventFd, IrqFd, IrqLevel};
+use umbra_kvm_abi::memory::{
+    KVM_MEM_READONLY, KVM_MEM_MAX_NR_PAGES, KVM_USER_MEM_SLOTS, UserspaceMemoryRegion, UserspaceMemoryRegion2,
+};
+use umbra_kvm_abi::smccc::Services;
+use umbra_kvm_abi::vcpu::{EnableCap, KVM_ARM_TARGET_GENERIC_V8, VcpuFeatures, VcpuInit};
+use umbra_kvm_abi::device::CreateDevice;
+use umbra_linux::Errno;
+use umbra_linux::vma::{Span, USER_END};
+
+use super::gic::Gic;
+use super::ioeventfd::IoEvents;
+use super::memory::{Machine, Memory, Slot, SlotError};
+use super::vcpu::{Vcpu, VcpuFile};
+use super::{errno, read_struct, system, write_struct};
+use crate::file::{Call, File};
+use crate::mm::{Mm, Notifier};
+
+/// What the VMM asked of the whole VM.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Options {
+    /// KVM_CAP_ARM_NISV_TO_USER.
+    pub(super) nisv_to_user: bool,
+    /// KVM_CAP_ARM_SYSTEM_SUSPEND.
+    pub(super) system_suspend: bool,
+    /// The features of the first vCPU that was initialised: the others must have the same.
+    pub(super) features: Option<VcpuFeatures>,
+}
+
+/// A virtual machine.
+pub(super) struct Vm {
+    pub(super) mm: Arc<Mm>,
+    pub(super) ipa_bits: u8,
+    pub(super) machine: Machine,
+    pub(super) memory: SpinLock<Memory>,
+    pub(super) vttbr: u64,
+    pub(super) vcpus: SpinLock<Vec<Weak<Vcpu>>>,
+    pub(super) gic: Gic,
+    pub(super) io_events: IoEvents,
+    pub(super) options: SpinLock<Options>,
+    pub(super) services: SpinLock<Services>,
+    /// CNTVOFF_EL2 of every vCPU, in ticks.
+    pub(super) counter_offset: AtomicU64,
+    /// Index + 1 of the vCPU that ran last on each CPU.
+    pub(super) last_ran: [AtomicUsize; MAX_CPUS],
+}
+
+impl Notifier for Vm {
+    fn invalidate(&self, span: Span) {
+        self.memory.lock().invalidate(span);
+    }
+}
+
+impl Vm {
+    /// A VM of the calling process; `ENOMEM`.
+    pub(super) fn new(mm: Arc<Mm>, ipa_bits: u8) -> Result<Arc<Self>, Errno> {
+        let machine = Machine::read();
+        let memory = Memory::new(&machine, ipa_bits).ok_or(Errno::ENOMEM)?;
+        let vm = Arc::new(Self {
+            ipa_bits,
+            machine,
+            vttbr: memory.vttbr(),
+            memory: SpinLock::new("vm memory", 160, memory),
+            vcpus: SpinLock::new("vcpus", 100, Vec::new()),
+            gic: Gic::new(),
+            io_events: IoEvents::new(),
+            options: SpinLock::new("vm options", 101, Options::default()),
+            services: SpinLock::new("vm services", 103, Services::default()),
+            // The virtual counter starts at zero, as on Linux.
+            counter_offset: AtomicU64::new(umbra_hw::timer::ticks()),
+            last_ran: [const { AtomicUsize::new(0) }; MAX_CPUS],
+            mm: mm.clone(),
+        });
+        let weak: Weak<dyn Notifier> = Arc::downgrade(&vm) as Weak<dyn Notifier>;
+        mm.add_notifier(weak);
+        Ok(vm)
+    }
+
+    /// vCPU by index.
+    pub(super) fn vcpu(&self, index: usize) -> Option<Arc<Vcpu>> {
+        self.vcpus.lock().get(index)?.upgrade()
+    }
+
+    /// Every vCPU.
+    pub(super) fn all_vcpus(&self) -> Vec<Arc<Vcpu>> {
+        self.vcpus.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn set_memory(&self, region: &UserspaceMemoryRegion) -> Result<u64, Errno> {
+        let page = 4096;
+        let known = region.flags & !KVM_MEM_READONLY == 0;
+        let aligned = (region.memory_size | region.guest_phys_addr | region.userspace_addr).is_multiple_of(page);
+        let end = region.guest_phys_addr.checked_add(region.memory_size);
+        let user_end = region.userspace_addr.checked_add(region.memory_size);
+        let (Some(end), Some(user_end)) = (end, user_end) else { return Err(Errno::EINVAL) };
+        if !known || !aligned || region.slot >= KVM_USER_MEM_SLOTS || user_end > USER_END {
+            return Err(Errno::EINVAL);
+        }
+        if region.memory_size / page > KVM_MEM_MAX_NR_PAGES {
+            return Err(Errno::EINVAL);
+        }
+        let slot = (region.memory_size != 0).then(|| Slot {
+            base: Ipa::new(region.guest_phys_addr),
+            bytes: region.memory_size,
+            hva: Hva::new(region.userspace_addr),
+            read_only: region.flags & KVM_MEM_READONLY != 0,
+        });
+        if slot.is_some() && end > 1 << self.ipa_bits {
+            // Row N25: refused where it is made. Linux answers EFAULT.
+            return Err(Errno::EINVAL);
+        }
+        match self.memory.lock().set_slot(region.slot, slot) {
+            Ok(()) => Ok(0),
+            Err(SlotError::Overlap) => Err(Errno::EEXIST),
+            Err(SlotError::Invalid | SlotError::Missing) => Err(Errno::EINVAL),
+        }
+    }
+
+    fn create_vcpu(self: &Arc<Self>, call: &Call<'_>, id: u64) -> Result<u64, Errno> {
+        let id = u32::try_from(id).map_err(|_| Errno::EINVAL)?;
+        if id as usize >= system::MAX_VCPUS {
+            return Err(Errno::EINVAL);
+        }
+        if self.gic.is_initialised() {
+            return Err(Errno::EBUSY);
+        }
+        let vcpu = {
+            let vcpu = Vcpu::new(self, id)?;
+            let mut vcpus = self.vcpus.lock();
+            if vcpus.iter().filter_map(Weak::upgrade).any(|other| other.id == id) {
+                return Err(Errno::EEXIST);
+            }
+            vcpu.index.store(vcpus.len(), Ordering::Release);
+            vcpus.push(Arc::downgrade(&vcpu));
+            vcpu
+        };
+        let file = Arc::new(VcpuFile::new(vcpu));
+        call.process.install(file, true).map(u64::from)
+    }
+
+    fn enable_cap(&self, cap: &EnableCap) -> Result<u64, Errno> {
+        if cap.flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let mut options = self.options.lock();
+        match cap.cap {
+            cap::KVM_CAP_ARM_NISV_TO_USER => options.nisv_to_user = true,
+            cap::KVM_CAP_ARM_SYSTEM_SUSPEND => options.system_suspend = true,
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(0)
+    }
+}
+
+/// What a process holds: a descriptor for a VM.
+pub(super) struct VmFile {
+    pub(super) vm: Arc<Vm>,
+}
+
+impl File for VmFile {
+    fn ioctl(&self, call: &Call<'_>, request: u32, arg: u64) -> Result<u64, Errno> {
+        let vm = &self.vm;
+        let mm = call.process.mm();
+        // A VM belongs to the address space it was made in, as on Linux.
+        if !Arc::ptr_eq(&mm, &vm.mm) {
+            return Err(Errno::EIO);
+        }
+        let raw = |ioctl: umbra_kvm_abi::ioc::Ioctl| ioctl.raw();
+        match request {
+            r if r == raw(ioctl::KVM_CHECK_EXTENSION) => Ok(system::extension(arg, Some(vm))),
+            r if r == raw(ioctl::KVM_CREATE_VCPU) => vm.create_vcpu(call, arg),
+            r if r == raw(ioctl::KVM_SET_USER_MEMORY_REGION) => {
+                vm.set_memory(&read_struct::<UserspaceMemoryRegion>(&mm, arg)?)
+            }
+            r if r == raw(ioctl::KVM_SET_USER_MEMORY_REGION2) => {
+                vm.set_memory(&read_struct::<UserspaceMemoryRegion2>(&mm, arg)?.region)
+            }
+            r if r == raw(ioctl::KVM_ARM_PREFERRED_TARGET) => {
+                let init = VcpuInit { target: KVM_ARM_TARGET_GENERIC_V8, features: [0; 7] };
+                write_struct(&mm, arg, &init)?;
+                Ok(0)
+            }
+            r if r == raw(ioctl::KVM_CREATE_DEVICE) => {
+                let mut create = read_struct::<CreateDevice>(&mm, arg)?;
+                super::device::create(vm, call, &mut create)?;
+                write_struct(&mm, arg, &create)?;
+                Ok(0)
+            }
+            r if r == raw(ioctl::KVM_IRQ_LINE) => {
+                let line = read_struct::<IrqLevel>(&mm, arg)?;
+                vm.gic.irq_line(vm, &line).map(|()| 0)
+            }
+            r if r == raw(ioctl::KVM_IRQFD) => {
+                super::gic::irqfd(vm, call, &read_struct::<IrqFd>(&mm, arg)?).map(|()| 0)
+            }
+            r if r == raw(ioctl::KVM_IOEVENTFD) => {
+                vm.io_events.configure(call, &read_struct::<IoEventFd>(&mm, arg)?).map(|()| 0)
+            }
+            r if r == raw(ioctl::KVM_ENABLE_CAP) => vm.enable_cap(&read_struct::<EnableCap>(&mm, arg)?),
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+}
+
+/// Names what the ABI crate calls a success or an error.
+pub(super) fn abi<T>(result: Result<T, umbra_kvm_abi::Errno>) -> Result<T, Errno> {
+    result.map_err(errno)
+}

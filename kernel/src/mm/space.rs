@@ -223,6 +223,11 @@ impl Mm {
         Ok(f(view))
     }
 
+    /// Every area and what it allows, from the lowest.
+    pub(crate) fn areas(&self) -> Vec<(Span, Prot)> {
+        self.lock().areas.iter().map(|area| (area.span, area.prot)).collect()
+    }
+
     /// A process's memory in use, in bytes.
     pub(crate) fn resident_bytes(&self) -> u64 {
         self.lock().table.as_ref().map_or(0, User::mapped_bytes)

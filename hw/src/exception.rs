@@ -60,8 +60,8 @@ extern "C" fn umbra_el2_exception(frame: &mut Frame, kind: u64) {
 pub fn backtrace(mut fp: u64, pc: u64) {
     say!("backtrace: {pc:#018x}");
     for _ in 0..24 {
-        let in_stack = fp >= crate::mmu::STACKS && fp < IMAGE_BASE + (1 << 30);
-        if !in_stack || fp % 16 != 0 {
+        let in_stack = (crate::mmu::STACKS..IMAGE_BASE + (1 << 30)).contains(&fp);
+        if !in_stack || !fp.is_multiple_of(16) {
             break;
         }
         // SAFETY: frame records lie on kernel stacks or the boot stack; a wild pointer in that range

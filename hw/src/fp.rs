@@ -12,7 +12,7 @@ use crate::percpu;
 use crate::regs::{insn, msr};
 
 /// V0–V31, FPSR and FPCR as values.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[repr(C, align(16))]
 pub struct FpRegs {
     /// V0 to V31, little endian.
@@ -21,16 +21,6 @@ pub struct FpRegs {
     pub fpsr: u64,
     /// Floating-point control.
     pub fpcr: u64,
-}
-
-impl Default for FpRegs {
-    fn default() -> Self {
-        Self {
-            v: [0; 32],
-            fpsr: 0,
-            fpcr: 0,
-        }
-    }
 }
 
 /// The FP registers of a thread or a vCPU, in memory or loaded. Boxed: the hardware side keeps the

@@ -142,12 +142,13 @@ pub fn trap_debug_and_pmu() -> u64 {
 
 /// No guest's traps, debug or statistics until one is loaded.
 pub(crate) fn init_cpu() {
+    let has_hcx = mrs!("s3_0_c0_c7_1") >> 40 & 0xf != 0;
     // SAFETY: debug traps and counters of guests; umbra uses neither. MDSCR_EL1 stays zero as long
     // as guests' debug registers are emulated.
     unsafe {
         msr!("mdcr_el2", 0);
         msr!("s2_0_c0_c2_2", 0); // MDSCR_EL1
-        if mrs!("s3_0_c0_c7_1") >> 40 & 0xf != 0 {
+        if has_hcx {
             msr!("s3_4_c1_c2_2", 1 << 11); // HCRX_EL2.MSCEn: memory copy instructions are the guest's
         }
         msr!("hstr_el2", 0);

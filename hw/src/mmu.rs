@@ -284,7 +284,7 @@ struct EarlyTables1([AtomicU64; 512]);
 /// entries for it; the caller unmaps before the next use.
 pub(crate) fn window_map(va: u64, pa: u64, pages: u64) {
     window_edit(va, pages, |page| {
-        pa + page * 4096 | Kind::Memory.attributes() | PAGE
+        (pa + page * 4096) | Kind::Memory.attributes() | PAGE
     });
     publish();
 }
@@ -296,7 +296,7 @@ pub(crate) fn window_unmap(va: u64, pages: u64) {
     unsafe {
         insn!("dsb nshst");
         for page in 0..pages {
-            insn!("tlbi vae2, {}", (va >> 12) + page & 0xfff_ffff_ffff);
+            insn!("tlbi vae2, {}", ((va >> 12) + page) & 0xfff_ffff_ffff);
         }
         insn!("dsb nsh");
         insn!("isb");

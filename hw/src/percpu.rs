@@ -11,6 +11,9 @@ use crate::thread::Switch;
 /// CPUs that umbra can bring up.
 pub const MAX_CPUS: usize = 16;
 
+/// The thread that is left and the one that goes on.
+pub(crate) type Switching = (Arc<dyn Switch>, Arc<dyn Switch>);
+
 /// The machine state of one CPU that is cached because reading it back costs more.
 #[repr(C)]
 pub(crate) struct PerCpu {
@@ -34,7 +37,7 @@ pub(crate) struct PerCpu {
     /// Whether the mapping window is in use.
     pub(crate) window_busy: Cell<bool>,
     /// The two threads of a switch under way.
-    pub(crate) switching: Cell<Option<(Arc<dyn Switch>, Arc<dyn Switch>)>>,
+    pub(crate) switching: Cell<Option<Switching>>,
 }
 
 // SAFETY: the `Cell`s are only reached through `this()`, that is by the CPU they belong to, which

@@ -34,7 +34,7 @@ impl Process {
             for page in 0..pages {
                 insn!(
                     "tlbi vae2is, {}",
-                    asid | (va >> 12) + page & 0xfff_ffff_ffff
+                    asid | (((va >> 12) + page) & 0xfff_ffff_ffff)
                 );
             }
             insn!("dsb ish");

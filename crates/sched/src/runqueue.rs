@@ -79,15 +79,13 @@ impl<T> RunQueue<T> {
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
     use super::*;
-    use std::vec;
 
     #[test]
     fn threads_share_evenly() {
         let mut queue = RunQueue::new();
-        let mut ran = vec![0u64; 3];
-        let mut at = vec![0u64; 3];
+        let mut ran = [0u64; 3];
+        let mut at = [0u64; 3];
         for thread in 0..3 {
             queue.push(thread, 0);
         }

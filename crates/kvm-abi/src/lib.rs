@@ -19,6 +19,7 @@ pub mod cap;
 pub mod device;
 pub mod errno;
 pub mod exit;
+mod fw_reg;
 pub mod ioc;
 pub mod ioctl;
 pub mod irq;

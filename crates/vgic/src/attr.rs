@@ -111,7 +111,8 @@ pub fn decode_attr(
     match (group, attr) {
         (group::ADDR, 2) => Ok(Attr::DistAddr),
         (group::ADDR, 3) => Ok(Attr::RedistAddr),
-        (group::ADDR, 4) => Ok(Attr::RedistRegion),
+        // 4 is the ITS's.
+        (group::ADDR, 5) => Ok(Attr::RedistRegion),
         (group::DIST_REGS, _) => Ok(Attr::Register(Frame::Dist, low)),
         (group::REDIST_REGS, _) => {
             let vcpu = vcpu()?;
@@ -191,7 +192,7 @@ mod tests {
     fn addresses_and_control() {
         assert_eq!(decode(0, 2), Ok(Attr::DistAddr));
         assert_eq!(decode(0, 3), Ok(Attr::RedistAddr));
-        assert_eq!(decode(0, 4), Ok(Attr::RedistRegion));
+        assert_eq!(decode(0, 5), Ok(Attr::RedistRegion));
         assert_eq!(decode(3, 0), Ok(Attr::NrIrqs));
         assert_eq!(decode(4, 0), Ok(Attr::Init));
         assert_eq!(decode(4, 3), Ok(Attr::SavePendingTables));
@@ -200,7 +201,7 @@ mod tests {
         for (group, attr) in [
             (0, 0),
             (0, 1),
-            (0, 5),
+            (0, 4),
             (2, 0),
             (4, 1),
             (4, 2),

@@ -55,10 +55,12 @@ mod banks;
 mod cpuif;
 mod dist;
 mod flush;
+mod icc;
 mod irq;
 mod irqset;
 mod lr;
 mod mmio;
+mod placement;
 mod redist;
 mod regs;
 mod sgi;
@@ -68,9 +70,13 @@ mod vgic;
 pub use attr::{Attr, AttrError, RedistRegion, decode_attr};
 pub use cpuif::{CpuIf, HcrBits, Vmcr, Vtr};
 pub use flush::{Flushed, LinkedPpis};
+pub use icc::{IccReg, InvalidIcc};
 pub use irqset::IrqSet;
 pub use lr::{Lr, LrFile, LrState, MAX_LRS};
-pub use mmio::{Access, Frame, REDIST_STRIDE, Refusal, needs_all_stopped, redist_frame};
+pub use mmio::{
+    Access, Frame, REDIST_STRIDE, Refusal, has_register, needs_all_stopped, redist_frame,
+};
+pub use placement::{Misplaced, PlaceError, Placement};
 pub use sgi::SgiRegister;
 pub use vcpus::{Kicks, MAX_VCPUS, VcpuSet};
 pub use vgic::{Affinity, Config, ConfigError, NoSuchIrq, Vgic};

@@ -62,6 +62,13 @@ pub fn needs_all_stopped(frame: Frame, offset: u32, write: bool) -> bool {
     write && matches!(reg, Some(Reg::Bank(Bank::SetActive | Bank::ClearActive)))
 }
 
+/// Whether there is a register at `offset` of `frame` that a VMM may read or write by 32 bits (KVM_HAS_DEVICE_ATTR); that
+/// the vCPU of the frame exists is for the caller to know.
+#[must_use]
+pub fn has_register(frame: Frame, offset: u32) -> bool {
+    find(regions(frame), offset).is_some_and(|region| region.allows(offset, 4))
+}
+
 /// GICD_IIDR and GICR_IIDR: product "u", implementer Arm as KVM has it, for want of a JEP106 code of our own.
 const IIDR: u32 = (b'u' as u32) << 24 | 0x43b;
 /// GICD_PIDR2 and GICR_PIDR2: architecture revision 3.
@@ -210,5 +217,27 @@ const fn with_part(reg: u64, offset: u32, len: u8, value: u64) -> u64 {
         (8, _) => value,
         (_, 0) => reg & !0xffff_ffff | value & 0xffff_ffff,
         _ => reg & 0xffff_ffff | value << 32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vmm_finds_registers_by_words() {
+        for (frame, offset, there) in [
+            (Frame::Dist, 0x0, true),
+            (Frame::Dist, 0x1, false),
+            (Frame::Dist, 0x402, false),
+            (Frame::Dist, 0x6104, true),
+            (Frame::Dist, 0x14, false),
+            (Frame::Rd(7), 0xc, true),
+            (Frame::Rd(7), 0x80, false),
+            (Frame::Sgi(0), 0x80, true),
+            (Frame::Sgi(0), 0x84, false),
+        ] {
+            assert_eq!(has_register(frame, offset), there, "{frame:?} {offset:#x}");
+        }
     }
 }

@@ -1,9 +1,13 @@
 //! Physical interrupts: taken by polling, at exits and in the idle loop.
 
 use umbra_hw::gic::{self, IntId};
-use umbra_hw::timer::HYP_TIMER_PPI;
+use umbra_hw::timer::{HYP_TIMER_PPI, PHYS_TIMER_PPI, VIRT_TIMER_PPI};
 
-use crate::{console, sched};
+use crate::trace::{self, Event};
+use crate::{console, kvm, sched};
+
+/// The GIC's maintenance interrupt.
+const MAINTENANCE_PPI: u32 = 25;
 
 /// Software-generated interrupts between umbra's CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +17,8 @@ pub(crate) enum Sgi {
     Reschedule = 0,
     /// Just leave EL0 or the guest.
     Kick = 1,
+    /// Put away the vCPU registers that are loaded.
+    Put = 3,
     /// Stop for good: another CPU panicked.
     Stop = 2,
 }
@@ -25,19 +31,29 @@ pub(crate) fn send(cpu: usize, sgi: Sgi) {
 /// Enables this CPU's interrupts.
 pub(crate) fn init_cpu() {
     gic::init_cpu();
-    for sgi in [Sgi::Reschedule, Sgi::Kick, Sgi::Stop] {
+    for sgi in [Sgi::Reschedule, Sgi::Kick, Sgi::Put, Sgi::Stop] {
         gic::enable_private(sgi as u32, true);
     }
+    gic::enable_private(MAINTENANCE_PPI, true);
     umbra_hw::timer::init_cpu();
 }
 
 /// Takes and handles every pending interrupt. Called with no lock held.
 pub(crate) fn poll() {
     while let Some(id) = gic::acknowledge() {
+        trace::record(Event::Interrupt, id.0.into(), 0);
         match id {
             IntId(0) => sched::request_resched(umbra_hw::cpu()),
             IntId(1) => {}
             IntId(2) => umbra_hw::psci::stop(),
+            IntId(3) => kvm::put_loaded(),
+            // A guest's timer: the interrupt stays active until the guest deactivates it.
+            IntId(VIRT_TIMER_PPI | PHYS_TIMER_PPI) => {
+                kvm::fired();
+                continue;
+            }
+            // The GIC wants the list registers looked at: the vCPU that is loaded here does.
+            IntId(MAINTENANCE_PPI) => kvm::maintenance(),
             IntId(HYP_TIMER_PPI) => {
                 umbra_hw::timer::set_deadline(None);
                 sched::expire();
@@ -51,5 +67,5 @@ pub(crate) fn poll() {
 
 /// Before this CPU waits: no virtual interrupt may end the wait.
 pub(crate) fn before_wait() {
-    umbra_hw::vgic::write_hcr(0);
+    kvm::before_wait();
 }

@@ -23,5 +23,6 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         umbra_hw::cpu()
     ));
     umbra_hw::backtrace(umbra_hw::frame_pointer(), 0);
+    crate::trace::dump();
     boot::end(boot::STATUS_PANIC)
 }

@@ -10,9 +10,11 @@ use umbra_kvm_abi::exit::{Exit as VmmExit, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_RE
 use super::run::Next;
 use super::vcpu::{State, Vcpu, has_ras};
 use super::{fault, firmware, inject, sysreg};
+use crate::trace::{self, Event};
 
 /// A synchronous exit.
 pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfar: u64) -> Next {
+    trace::record(Event::Exit, esr, state.frame.pc);
     let esr = Esr::new(esr);
     match esr.syndrome() {
         Syndrome::Wfx(wfx) => {

@@ -13,6 +13,7 @@ use super::run::Next;
 use super::vcpu::{State, Vcpu};
 use super::{exit, inject, mmio};
 use crate::mm::MmFault;
+use crate::trace::{self, Event};
 
 /// A fault on the canonical stage 2.
 pub(super) fn stage2(vcpu: &Arc<Vcpu>, state: &mut State, fault: Stage2Fault<Ipa>) -> Next {
@@ -29,6 +30,7 @@ pub(super) fn stage2(vcpu: &Arc<Vcpu>, state: &mut State, fault: Stage2Fault<Ipa
             None => return Next::Guest,
         },
     };
+    trace::record(Event::Fault, ipa.raw(), fault_iss(&fault));
     state.last_far = fault.gva.raw();
     let slot = vm.memory.lock().slot_at(ipa);
     let lies = lies(vcpu, ipa, slot);

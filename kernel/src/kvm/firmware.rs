@@ -45,7 +45,10 @@ pub(super) fn call(vcpu: &Arc<Vcpu>, state: &mut State, _smc: bool) -> Next {
             Next::Guest
         }
         SmcccAction::Random { bits, wide } => {
-            let random = [crate::random::word(), crate::random::word(), crate::random::word()];
+            let mut random = [0; 24];
+            crate::files::random::fill(&mut random);
+            let word = |n: usize| u64::from_le_bytes(core::array::from_fn(|at| random[8 * n + at]));
+            let random = [word(0), word(1), word(2)];
             state.frame.x[..4].copy_from_slice(&smccc::entropy(bits, wide, random));
             Next::Guest
         }

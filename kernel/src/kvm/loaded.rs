@@ -17,6 +17,7 @@ use umbra_vgic::{HcrBits, Kicks, Lr, Vmcr};
 use super::gic::deliver;
 use super::vcpu::{Hw, Vcpu, has_pauth};
 use crate::irq::{self, Sgi};
+use crate::trace::{self, Event};
 
 static LOADED: [SpinLock<Option<Arc<Vcpu>>>; MAX_CPUS] =
     [const { SpinLock::new("loaded", 161, None) }; MAX_CPUS];
@@ -78,6 +79,7 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
         mdcr: umbra_hw::guest::trap_debug_and_pmu(),
         pauth: has_pauth(),
     };
+    trace::record(Event::Load, vcpu.index() as u64, 0);
     *LOADED[cpu].lock() = Some(vcpu.clone());
     {
         let mut hw = vcpu.hw.lock();
@@ -107,6 +109,7 @@ fn put_here(vcpu: &Vcpu) {
         hw.regs.hw.save();
         kicks
     };
+    trace::record(Event::Put, vcpu.index() as u64, 0);
     gic::enable_private(VIRT_TIMER_PPI, false);
     gic::enable_private(PHYS_TIMER_PPI, false);
     gic::set_private_active(VIRT_TIMER_PPI, false);

@@ -58,7 +58,9 @@ impl SharedPages {
 
     /// Physical page at `offset` bytes.
     pub(crate) fn page(&self, offset: u64) -> Option<Pa> {
-        self.pages.get(usize::try_from(offset / FRAME).ok()?).copied()
+        self.pages
+            .get(usize::try_from(offset / FRAME).ok()?)
+            .copied()
     }
 
     /// Reads bytes. The process may change them meanwhile.
@@ -66,7 +68,8 @@ impl SharedPages {
         for (index, byte) in out.iter_mut().enumerate() {
             let at = offset + index;
             if let Some(page) = self.page(at as u64) {
-                let word = umbra_hw::mem::table(page)[at % FRAME as usize / 8].load(Ordering::Relaxed);
+                let word =
+                    umbra_hw::mem::table(page)[at % FRAME as usize / 8].load(Ordering::Relaxed);
                 *byte = word.to_le_bytes()[at % 8];
             }
         }

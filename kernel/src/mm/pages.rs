@@ -51,20 +51,32 @@ fn fill(table: &mut User, area: &Vma<Object>, addr: Hva) -> Result<(), MmFault> 
             umbra_hw::mem::clear(pa, FRAME);
             install(table, page, pa, FRAME, area.prot)
         }
-        Backing::Private { object: Object::File(file), offset } => {
+        Backing::Private {
+            object: Object::File(file),
+            offset,
+        } => {
             let pa = fill_from_file(&*file, offset)?;
             if area.prot.contains(Prot::EXEC) {
                 umbra_hw::mem::sync_instructions(pa, FRAME);
             }
             install(table, page, pa, FRAME, area.prot)
         }
-        Backing::Shared { object: Object::Shared(pages), offset }
-        | Backing::Private { object: Object::Shared(pages), offset } => {
+        Backing::Shared {
+            object: Object::Shared(pages),
+            offset,
+        }
+        | Backing::Private {
+            object: Object::Shared(pages),
+            offset,
+        } => {
             let pa = pages.page(offset).ok_or(MmFault::BeyondFile)?;
             let attrs = Attrs::normal(rights(area.prot));
             map(table, page, pa, FRAME, attrs).map_err(|_| MmFault::NoMemory)
         }
-        Backing::Shared { object: Object::File(_), .. } => Err(MmFault::BeyondFile),
+        Backing::Shared {
+            object: Object::File(_),
+            ..
+        } => Err(MmFault::BeyondFile),
     }
 }
 
@@ -189,7 +201,9 @@ pub(super) fn protect(table: &mut User, span: Span, prot: Prot) {
             // No memory to split a block: what is present goes, so that no right outlives the call.
             // Its content is lost, which Linux would answer with the out-of-memory killer.
             log::error!("protecting {span:?}: {error:?}");
-            table.evict(span.start(), span.bytes(), &TablePages).finish(&TablePages, invalidate);
+            table
+                .evict(span.start(), span.bytes(), &TablePages)
+                .finish(&TablePages, invalidate);
         }
     }
 }
@@ -198,21 +212,35 @@ pub(super) fn protect(table: &mut User, span: Span, prot: Prot) {
 pub(super) fn relocate(table: &mut User, from: Span, to: Hva) {
     let pieces: Vec<_> = pieces(table, from)
         .into_iter()
-        .map(|(at, pa, bytes)| (at, pa, bytes, table.lookup(at, &TablePages).map(|leaf| leaf.attrs)))
+        .map(|(at, pa, bytes)| {
+            (
+                at,
+                pa,
+                bytes,
+                table.lookup(at, &TablePages).map(|leaf| leaf.attrs),
+            )
+        })
         .collect();
     if !unmap(table, from) {
         return;
     }
     for (at, pa, bytes, attrs) in pieces {
-        let (Some(offset), Some(attrs)) = (at.offset_from(from.start()), attrs) else { continue };
-        let Some(target) = to.checked_add(offset) else { continue };
+        let (Some(offset), Some(attrs)) = (at.offset_from(from.start()), attrs) else {
+            continue;
+        };
+        let Some(target) = to.checked_add(offset) else {
+            continue;
+        };
         let whole = bytes == FRAME || target.is_aligned(bytes);
         if !whole && mem::block_order(pa) == Some(CHUNK_ORDER) {
             mem::split(pa);
         }
         let step = if whole { bytes } else { FRAME };
         for part in 0..bytes / step {
-            let (Some(at), pa) = (target.checked_add(part * step), Pa::new(pa.raw() + part * step)) else {
+            let (Some(at), pa) = (
+                target.checked_add(part * step),
+                Pa::new(pa.raw() + part * step),
+            ) else {
                 continue;
             };
             if map(table, at, pa, step, attrs).is_err() {
@@ -225,7 +253,9 @@ pub(super) fn relocate(table: &mut User, from: Span, to: Hva) {
 /// Takes a whole table down.
 pub(super) fn destroy(table: User) {
     let mut pieces = Vec::new();
-    table.visit(Hva::new(0), 1 << 48, &TablePages, |leaf| pieces.push((leaf.pa, leaf.size)));
+    table.visit(Hva::new(0), 1 << 48, &TablePages, |leaf| {
+        pieces.push((leaf.pa, leaf.size))
+    });
     table.destroy(&TablePages).finish(&TablePages, invalidate);
     for (pa, bytes) in pieces {
         release(pa, bytes);

@@ -91,10 +91,14 @@ fn take_asid() -> Option<Asid> {
 }
 
 pub(super) fn invalidate(request: &TlbRequest) {
-    let Tag::Asid(asid) = request.tag else { unreachable!("processes are tagged by ASID") };
+    let Tag::Asid(asid) = request.tag else {
+        unreachable!("processes are tagged by ASID")
+    };
     match request.scope {
         Scope::All => tlb::Process::everything(),
-        Scope::Range { addr, bytes, .. } => tlb::Process::new(asid.number()).pages(addr, bytes / 4096),
+        Scope::Range { addr, bytes, .. } => {
+            tlb::Process::new(asid.number()).pages(addr, bytes / 4096)
+        }
     }
 }
 
@@ -105,7 +109,11 @@ impl Mm {
         let config = Config {
             geometry: Geometry::stage1(Granule::K4, 48)?,
             output_bits: 48,
-            format: El20 { normal: 0, uncached: 2, device: 1 },
+            format: El20 {
+                normal: 0,
+                uncached: 2,
+                device: 1,
+            },
             tag: Tag::Asid(asid),
         };
         let table = User::new(config, &TablePages).ok()?;
@@ -115,7 +123,11 @@ impl Mm {
             table: Some(table),
             notifiers: Vec::new(),
         };
-        Some(Arc::new(Self { inner: SpinLock::new("mm", 150, inner), asid, root }))
+        Some(Arc::new(Self {
+            inner: SpinLock::new("mm", 150, inner),
+            asid,
+            root,
+        }))
     }
 
     /// Makes this the address space of the current CPU.
@@ -176,7 +188,9 @@ impl Mm {
                 drop(inner);
                 let mut at = span.start();
                 while at < span.end() {
-                    let view = self.with_page(at, access, |view| view).map_err(|_| Errno::ENOMEM)?;
+                    let view = self
+                        .with_page(at, access, |view| view)
+                        .map_err(|_| Errno::ENOMEM)?;
                     at = view.start.checked_add(view.bytes).ok_or(Errno::ENOMEM)?;
                 }
                 Ok(())
@@ -185,7 +199,14 @@ impl Mm {
     }
 
     /// mremap. Returns the address the area has now.
-    pub(crate) fn remap(&self, from: Hva, old: u64, new: u64, flags: u32, to: Hva) -> Result<Hva, Errno> {
+    pub(crate) fn remap(
+        &self,
+        from: Hva,
+        old: u64,
+        new: u64,
+        flags: u32,
+        to: Hva,
+    ) -> Result<Hva, Errno> {
         let mut inner = self.lock();
         let Mapped { span, changes } = inner.areas.remap(from, old, new, flags, to)?;
         inner.apply(changes);
@@ -225,7 +246,11 @@ impl Mm {
 
     /// Every area and what it allows, from the lowest.
     pub(crate) fn areas(&self) -> Vec<(Span, Prot)> {
-        self.lock().areas.iter().map(|area| (area.span, area.prot)).collect()
+        self.lock()
+            .areas
+            .iter()
+            .map(|area| (area.span, area.prot))
+            .collect()
     }
 
     /// A process's memory in use, in bytes.
@@ -236,7 +261,9 @@ impl Mm {
 
 impl Inner {
     pub(super) fn table(&mut self) -> &mut User {
-        self.table.as_mut().expect("the table lives as long as the address space")
+        self.table
+            .as_mut()
+            .expect("the table lives as long as the address space")
     }
 
     fn notify(&mut self, span: Span) {

@@ -13,7 +13,11 @@ use super::Mm;
 impl Mm {
     /// Runs `access` until it succeeds or its page cannot be had. The address space must be this
     /// CPU's.
-    fn retry<R>(&self, prot: Prot, mut access: impl FnMut() -> Result<R, Fault>) -> Result<R, Errno> {
+    fn retry<R>(
+        &self,
+        prot: Prot,
+        mut access: impl FnMut() -> Result<R, Fault>,
+    ) -> Result<R, Errno> {
         debug_assert!(self.is_loaded(), "a copy through another process's tables");
         let mut last = None;
         loop {
@@ -51,8 +55,15 @@ impl Mm {
     }
 
     /// Compare-and-exchange of an aligned 32-bit word; returns what was there.
-    pub(crate) fn compare_exchange_u32(&self, at: Hva, expected: u32, new: u32) -> Result<u32, Errno> {
-        self.retry(Prot::WRITE, || copy::compare_exchange_u32(at, expected, new))
+    pub(crate) fn compare_exchange_u32(
+        &self,
+        at: Hva,
+        expected: u32,
+        new: u32,
+    ) -> Result<u32, Errno> {
+        self.retry(Prot::WRITE, || {
+            copy::compare_exchange_u32(at, expected, new)
+        })
     }
 
     /// Reads a string up to its NUL, at most `limit` bytes; `E2BIG` beyond.
@@ -66,7 +77,11 @@ impl Mm {
             self.read_bytes(at, &mut chunk[..room])?;
             if let Some(end) = chunk[..room].iter().position(|&byte| byte == 0) {
                 text.extend_from_slice(&chunk[..end]);
-                return if text.len() > limit { Err(Errno::E2BIG) } else { Ok(text) };
+                return if text.len() > limit {
+                    Err(Errno::E2BIG)
+                } else {
+                    Ok(text)
+                };
             }
             text.extend_from_slice(&chunk[..room]);
             if text.len() > limit {

@@ -11,6 +11,7 @@ use umbra_sched::{RunQueue, SLICE_NS};
 use super::thread::{self, State, Thread};
 use super::timer;
 use crate::irq;
+use crate::trace::{self, Event};
 
 struct Cpu {
     queue: SpinLock<RunQueue<Arc<Thread>>>,
@@ -271,6 +272,7 @@ fn schedule(requeue: bool) {
     next.cpu.store(umbra_hw::cpu(), Ordering::Relaxed);
     next.load_address_space();
     *this.current.lock() = Some(next.clone());
+    trace::record(Event::Switch, next.id, current.id);
     umbra_hw::thread::switch(current, next);
 }
 

@@ -26,13 +26,25 @@ pub(crate) struct MutexGuard<'a, T> {
 impl<T> Mutex<T> {
     /// A free mutex.
     pub(crate) fn new(value: T) -> Self {
-        Self { slot: SpinLock::new("mutex", 112, Some(Box::new(value))), waiters: WaitQueue::new() }
+        Self {
+            slot: SpinLock::new("mutex", 112, Some(Box::new(value))),
+            waiters: WaitQueue::new(),
+        }
     }
 
     /// Waits for the value; `None` when `interrupted` says so first.
-    pub(crate) fn lock_unless(&self, interrupted: impl FnMut() -> bool) -> Option<MutexGuard<'_, T>> {
-        match self.waiters.wait(None, interrupted, || self.slot.lock().take()) {
-            Waited::Ready(value) => Some(MutexGuard { mutex: self, value: Some(value) }),
+    pub(crate) fn lock_unless(
+        &self,
+        interrupted: impl FnMut() -> bool,
+    ) -> Option<MutexGuard<'_, T>> {
+        match self
+            .waiters
+            .wait(None, interrupted, || self.slot.lock().take())
+        {
+            Waited::Ready(value) => Some(MutexGuard {
+                mutex: self,
+                value: Some(value),
+            }),
             Waited::TimedOut | Waited::Interrupted => None,
         }
     }
@@ -49,13 +61,17 @@ impl<T> Mutex<T> {
 impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        self.value.as_ref().expect("a guard has its value until it is dropped")
+        self.value
+            .as_ref()
+            .expect("a guard has its value until it is dropped")
     }
 }
 
 impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.value.as_mut().expect("a guard has its value until it is dropped")
+        self.value
+            .as_mut()
+            .expect("a guard has its value until it is dropped")
     }
 }
 

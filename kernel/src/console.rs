@@ -58,7 +58,16 @@ pub(crate) fn enable_input() {
     }
 }
 
-/// Input has arrived.
+/// Input has arrived. Called with no lock held.
 pub(crate) fn input() {
-    while let Some(_byte) = umbra_hw::uart::read_byte() {}
+    let mut bytes = heapless::Vec::<u8, 64>::new();
+    while let Some(byte) = umbra_hw::uart::read_byte() {
+        // Cannot be full: it is emptied just below.
+        let _ = bytes.push(byte);
+        if bytes.is_full() {
+            crate::files::tty::input(&bytes);
+            bytes.clear();
+        }
+    }
+    crate::files::tty::input(&bytes);
 }

@@ -13,6 +13,8 @@ pub(crate) struct Machine {
     pub(crate) reserved: heapless::Vec<(Pa, u64), 16>,
     pub(crate) initrd: Option<(Pa, u64)>,
     pub(crate) bootargs: BootArgs,
+    /// Random bytes from the loader.
+    pub(crate) rng_seed: heapless::Vec<u8, 64>,
     /// PL011: base and interrupt.
     pub(crate) console: Option<(u64, Option<u32>)>,
     /// GICv3: distributor, redistributors and their bytes.
@@ -113,6 +115,9 @@ impl Machine {
         ) && end > start
         {
             self.initrd = Some((Pa::new(start), end - start));
+        }
+        if let Some(seed) = bytes(node, "rng-seed") {
+            self.rng_seed = seed.iter().copied().take(64).collect();
         }
         if let Some(text) = bytes(node, "bootargs").and_then(|text| core::str::from_utf8(text).ok())
         {

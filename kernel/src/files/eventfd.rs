@@ -1,0 +1,97 @@
+//! eventfd, and its use inside umbra: a VM's irqfd listens to one, an ioeventfd signals one.
+
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+
+use umbra_hw::sync::SpinLock;
+use umbra_linux::{Errno, Readiness, Stop, eventfd};
+
+use crate::file::{Call, File};
+use crate::sched::WaitQueue;
+
+/// Somebody in umbra who is told when an eventfd is written.
+pub(crate) trait EventSink: Send + Sync {
+    /// The counter went up. Called with no lock held.
+    fn signalled(&self);
+}
+
+/// One eventfd.
+pub(crate) struct EventFd {
+    counter: SpinLock<eventfd::EventFd>,
+    queue: WaitQueue,
+    sinks: SpinLock<Vec<Weak<dyn EventSink>>>,
+}
+
+impl EventFd {
+    /// A counter at `initial`.
+    pub(crate) fn new(initial: u32, semaphore: bool) -> Arc<Self> {
+        Arc::new(Self {
+            counter: SpinLock::new("eventfd", 74, eventfd::EventFd::new(initial, semaphore)),
+            queue: WaitQueue::new(),
+            sinks: SpinLock::new("eventfd sinks", 75, Vec::new()),
+        })
+    }
+
+    /// Adds `by` on behalf of umbra: never waits.
+    pub(crate) fn signal(&self, by: u64) {
+        self.counter.lock().signal(by);
+        self.tell();
+    }
+
+    /// Takes the counter, or `None` if it is zero.
+    pub(crate) fn take(&self) -> Option<u64> {
+        let taken = self.counter.lock().read().ok();
+        if taken.is_some() {
+            self.queue.wake_all();
+        }
+        taken
+    }
+
+    /// Tells `sink` of writes from now on, as long as it lives.
+    pub(crate) fn watch(&self, sink: Weak<dyn EventSink>) {
+        let mut sinks = self.sinks.lock();
+        sinks.retain(|other| other.strong_count() > 0);
+        sinks.push(sink);
+    }
+
+    /// No longer tells `sink`.
+    pub(crate) fn unwatch(&self, sink: &Weak<dyn EventSink>) {
+        self.sinks.lock().retain(|other| !other.ptr_eq(sink));
+    }
+
+    fn tell(&self) {
+        self.queue.wake_all();
+        let sinks: Vec<_> = {
+            let sinks = self.sinks.lock();
+            sinks.iter().filter_map(Weak::upgrade).collect()
+        };
+        for sink in sinks {
+            sink.signalled();
+        }
+    }
+}
+
+impl File for EventFd {
+    fn read(&self, _call: &Call<'_>, buf: &mut [u8]) -> Result<usize, Stop> {
+        let room = buf.get_mut(..8).ok_or(Errno::EINVAL)?;
+        let value = self.counter.lock().read()?;
+        room.copy_from_slice(&value.to_le_bytes());
+        self.queue.wake_all();
+        Ok(8)
+    }
+
+    fn write(&self, _call: &Call<'_>, bytes: &[u8]) -> Result<usize, Stop> {
+        let value = bytes.first_chunk().ok_or(Errno::EINVAL)?;
+        self.counter.lock().write(u64::from_le_bytes(*value))?;
+        self.tell();
+        Ok(8)
+    }
+
+    fn readiness(&self) -> Readiness {
+        self.counter.lock().readiness()
+    }
+
+    fn queue(&self) -> Option<&WaitQueue> {
+        Some(&self.queue)
+    }
+}

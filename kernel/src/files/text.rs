@@ -1,0 +1,114 @@
+//! The texts of /proc, made when they are opened.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Write;
+
+use umbra_hw::sync::SpinLock;
+use umbra_linux::fs::ProcFile;
+use umbra_linux::{Errno, Stop, uapi};
+
+use crate::file::{Call, File};
+use crate::{mem, sched};
+
+/// An open text: made once, so that its parts fit together.
+pub(super) struct Text {
+    text: String,
+    position: SpinLock<u64>,
+}
+
+impl Text {
+    pub(super) fn new(text: String) -> Self {
+        Self {
+            text,
+            position: SpinLock::new("text", 66, 0),
+        }
+    }
+
+    fn copy(&self, offset: u64, buf: &mut [u8]) -> usize {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let rest = self.text.as_bytes().get(start..).unwrap_or_default();
+        let count = rest.len().min(buf.len());
+        buf[..count].copy_from_slice(&rest[..count]);
+        count
+    }
+}
+
+impl File for Text {
+    fn read(&self, _call: &Call<'_>, buf: &mut [u8]) -> Result<usize, Stop> {
+        let mut position = self.position.lock();
+        let count = self.copy(*position, buf);
+        *position += count as u64;
+        Ok(count)
+    }
+
+    fn read_at(&self, _call: &Call<'_>, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        Ok(self.copy(offset, buf))
+    }
+
+    fn seek(&self, offset: i64, whence: u32) -> Result<u64, Errno> {
+        let mut position = self.position.lock();
+        let base = match whence {
+            uapi::SEEK_SET => 0,
+            uapi::SEEK_CUR => *position,
+            _ => return Err(Errno::EINVAL),
+        };
+        *position = base.checked_add_signed(offset).ok_or(Errno::EINVAL)?;
+        Ok(*position)
+    }
+}
+
+/// The text of `which` at this moment.
+pub(super) fn make(call: &Call<'_>, which: ProcFile) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = write(call, which, &mut text);
+    text
+}
+
+fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Result {
+    match which {
+        ProcFile::CpuInfo => {
+            let midr = umbra_hw::idregs::read(0, 0);
+            for cpu in 0..sched::cpus() {
+                writeln!(out, "processor\t: {cpu}")?;
+                writeln!(out, "CPU implementer\t: {:#04x}", midr >> 24 & 0xff)?;
+                writeln!(out, "CPU architecture: 8")?;
+                writeln!(out, "CPU variant\t: {:#x}", midr >> 20 & 0xf)?;
+                writeln!(out, "CPU part\t: {:#05x}", midr >> 4 & 0xfff)?;
+                writeln!(out, "CPU revision\t: {}\n", midr & 0xf)?;
+            }
+            Ok(())
+        }
+        ProcFile::MemInfo => {
+            let (free, total) = mem::frame_counts();
+            for (name, pages) in [("MemTotal", total), ("MemFree", free), ("MemAvailable", free)] {
+                writeln!(out, "{name}:\t{} kB", pages * 4)?;
+            }
+            Ok(())
+        }
+        ProcFile::Version => writeln!(out, "Linux version {}", crate::sys::info::RELEASE),
+        ProcFile::Uptime => {
+            let centis = sched::now() / 10_000_000;
+            writeln!(out, "{}.{:02} 0.00", centis / 100, centis % 100)
+        }
+        ProcFile::Cmdline => writeln!(out),
+        ProcFile::SelfMaps => {
+            let areas: Vec<_> = call.process.mm().areas();
+            for (span, prot) in areas {
+                use umbra_linux::vma::Prot;
+                let flag = |bit, letter| if prot.contains(bit) { letter } else { '-' };
+                writeln!(
+                    out,
+                    "{:08x}-{:08x} {}{}{}p 00000000 00:00 0",
+                    span.start().raw(),
+                    span.end().raw(),
+                    flag(Prot::READ, 'r'),
+                    flag(Prot::WRITE, 'w'),
+                    flag(Prot::EXEC, 'x')
+                )?;
+            }
+            Ok(())
+        }
+    }
+}

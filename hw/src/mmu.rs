@@ -257,16 +257,29 @@ pub(crate) fn unmap_pages(va: u64, pages: u64) {
 
 /// Maps physical memory that is not RAM of ours (device registers, boot data) for good.
 pub(crate) fn map_device(pa: u64, bytes: u64, kind: Kind) -> Result<u64, NoTablePages> {
+    const SIZE: u64 = 2 << 20;
     let start = pa & !0xfff;
-    let pages = (pa + bytes - start).div_ceil(4096);
+    let end = (pa + bytes).next_multiple_of(4096);
     let va = {
         let mut space = SPACE.lock();
-        let va = space.next_device;
-        space.next_device += pages * 4096;
+        // The same offset in a block as in memory, so that whole blocks can be mapped as such.
+        let ahead = start.wrapping_sub(space.next_device) % SIZE;
+        let va = space.next_device + if end - start >= SIZE { ahead } else { 0 };
+        space.next_device = va + (end - start);
         assert!(space.next_device <= WINDOWS, "the device area is full");
         va
     };
-    map_pages(va, start, pages, kind)?;
+    let mut at = start;
+    while at < end {
+        let to = va + (at - start);
+        if at.is_multiple_of(SIZE) && to.is_multiple_of(SIZE) && end - at >= SIZE {
+            map_block(to, at, kind)?;
+            at += SIZE;
+        } else {
+            map_pages(to, at, 1, kind)?;
+            at += 4096;
+        }
+    }
     Ok(va + (pa - start))
 }
 

@@ -1,0 +1,33 @@
+//! The machine, for payloads that have no `unsafe` of their own.
+//!
+//! What always holds after boot: EL1 with SP_EL1, MMU and caches on, everything of the first
+//! 4 GiB at its own address (0-1 GiB device, 2-3 GiB normal memory, read, write and execute),
+//! VA bits 47:39 = 1 free for experiments ([`mmu::WINDOW`]), interrupts and debug exceptions
+//! masked, FP untrapped. The payload is the whole machine: functions here that take an address
+//! refuse those of the image itself, where Rust's own objects live, and allow all others.
+
+pub mod boot;
+pub mod exec;
+pub mod fp;
+pub mod gic;
+pub mod irq;
+pub mod mem;
+pub mod mmu;
+pub mod probe;
+pub mod psci;
+#[macro_use]
+pub mod regs;
+pub mod smp;
+pub mod timer;
+pub mod uart;
+mod vectors;
+
+pub use probe::{Fault, expect};
+
+/// Most CPUs of a machine.
+pub const MAX_CPUS: usize = 8;
+
+/// This CPU's number: affinity 0 of MPIDR_EL1, which is how both KVM and umbra number vCPUs.
+pub fn cpu() -> usize {
+    (crate::mrs!("mpidr_el1") & 0xff) as usize % MAX_CPUS
+}

@@ -278,7 +278,7 @@ mod tests {
         let mut place = Placement::default();
         for (base, error) in [
             (0x8000, PlaceError::Invalid),
-            (u64::MAX & !0xffff, PlaceError::Invalid),
+            (!0xffff, PlaceError::Invalid),
             (1 << 40, PlaceError::Beyond),
             (1 << 52, PlaceError::Beyond),
         ] {

@@ -6,13 +6,13 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use umbra_arm64::Ipa;
 use umbra_hw::sync::SpinLock;
 use umbra_hw::timer::{PHYS_TIMER_PPI, VIRT_TIMER_PPI};
 use umbra_kvm_abi::irq::{IrqFd, IrqLevel, IrqLine};
 use umbra_linux::Errno;
 use umbra_vgic::{
-    Access, Affinity, Config, Frame, Kicks, LrFile, REDIST_STRIDE, Refusal, SgiRegister, Vgic, Vtr,
-    redist_frame,
+    Access, Affinity, Config, Frame, Kicks, LrFile, Placement, Refusal, SgiRegister, Vgic, Vtr,
 };
 
 use super::vcpu::{Hw, Vcpu, request};
@@ -24,12 +24,12 @@ use crate::files::{EventFd, EventSink};
 /// Where the guest finds the GIC, as the VMM set it up.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Layout {
-    /// Distributor, 64 KiB.
-    pub(super) dist: Option<u64>,
-    /// Redistributor regions: base, redistributors, in order of index.
-    pub(super) redists: Vec<(u64, u32)>,
+    /// The frames.
+    pub(super) placement: Placement,
     /// KVM_DEV_ARM_VGIC_GRP_NR_IRQS.
     pub(super) nr_irqs: Option<u32>,
+    /// KVM_DEV_ARM_VGIC_GRP_MAINT_IRQ: of a guest hypervisor.
+    pub(super) maint_irq: Option<u32>,
     /// A device was created.
     pub(super) created: bool,
 }
@@ -42,10 +42,8 @@ pub(super) struct Gic {
     irqfds: SpinLock<Vec<Arc<IrqSink>>>,
 }
 
-/// Bytes of the distributor's frame.
-const DIST_BYTES: u64 = 0x1_0000;
 /// Interrupts where the VMM names no number.
-const DEFAULT_IRQS: u32 = 256;
+pub(super) const DEFAULT_IRQS: u32 = 256;
 
 impl Gic {
     pub(super) fn new() -> Self {
@@ -200,22 +198,7 @@ impl Gic {
 
     /// The GIC frame that `address` lies in, and the offset.
     fn frame(&self, address: u64) -> Option<(Frame, u32)> {
-        let layout = self.layout.lock();
-        if let Some(offset) = layout.dist.and_then(|base| address.checked_sub(base))
-            && offset < DIST_BYTES
-        {
-            return Some((Frame::Dist, offset as u32));
-        }
-        let mut first = 0;
-        for &(base, count) in &layout.redists {
-            if let Some(offset) = address.checked_sub(base)
-                && offset < u64::from(count) * REDIST_STRIDE
-            {
-                return Some(redist_frame(first, offset));
-            }
-            first += count as usize;
-        }
-        None
+        self.layout.lock().placement.frame(Ipa::new(address))
     }
 
     /// A write to ICC_SGI1R_EL1 and its kin.

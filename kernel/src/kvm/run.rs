@@ -19,7 +19,7 @@ use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_PTRAUTH_ADDRESS, Power, VcpuFeatures};
 use umbra_linux::Errno;
 
 use super::vcpu::{State, Vcpu, request};
-use super::{exit, inject, loaded, mmio, timer};
+use super::{device, exit, inject, loaded, mmio, onereg, timer};
 use crate::file::Call;
 use crate::mm::SharedPages;
 use crate::{irq, sched};
@@ -97,7 +97,7 @@ impl RunPage for SharedPages {
     }
 }
 
-/// The ioctl. `ENOEXEC`: not initialised; `EINTR`: a signal, or `immediate_exit`.
+/// The ioctl. `ENOEXEC`: not initialised; the first time, `ENXIO`, `EINVAL`, `EBUSY`: the GIC is not ready; `EINTR`: a signal, or `immediate_exit`.
 pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
     let Some(mut state) = vcpu.state.lock_unless(|| call.thread.signal_pending()) else {
         return Err(Errno::EINTR);
@@ -105,13 +105,22 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
     if state.init.is_none() {
         return Err(Errno::ENOEXEC);
     }
+    if !state.started {
+        onereg::adopt_id_regs(vcpu, &mut state);
+        device::check_before_run(&vcpu.vm)?;
+        state.started = true;
+    }
     let page = &*vcpu.page;
     loaded::load(vcpu);
     mmio::complete(vcpu, &mut state, page);
     if run_page::immediate_exit(page) {
         return Err(Errno::EINTR);
     }
+    let outside = state.signal_mask.map(|mask| call.thread.replace_mask(mask));
     let result = turns(vcpu, &mut state, call);
+    if let Some(mask) = outside {
+        call.thread.replace_mask(mask);
+    }
     vcpu.leave_el0();
     match result {
         Next::Vmm(exit) => {

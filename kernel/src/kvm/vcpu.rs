@@ -14,11 +14,12 @@ use umbra_arm64::sysreg::{Features, Identity};
 use umbra_hw::fp::FpState;
 use umbra_hw::guest::{Extra, Frame, HwPstate};
 use umbra_hw::sync::SpinLock;
+use umbra_kvm_abi::device::DeviceAttr;
 use umbra_kvm_abi::ioctl;
 use umbra_kvm_abi::reg::OneReg;
 use umbra_kvm_abi::vcpu::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_GENERIC,
-    MpState, Power, VcpuEvents, VcpuFeatures, VcpuInit,
+    MpState, Power, SignalMask, VcpuEvents, VcpuFeatures, VcpuInit,
 };
 use umbra_linux::Errno;
 use umbra_vgic::{CpuIf, LrFile};
@@ -28,7 +29,7 @@ use super::regs::Registers;
 use super::vm::{Vm, abi};
 use super::{loaded, read_struct, run, system, write_struct};
 use crate::file::{Call, File};
-use crate::mm::{Object, SharedPages};
+use crate::mm::{Mm, Object, SharedPages};
 use crate::sched::{self, Mutex, Thread};
 
 /// What a kick asks a vCPU to look at.
@@ -69,6 +70,10 @@ pub(super) struct State {
     pub(super) last_far: u64,
     /// HCR_EL2 while this vCPU runs.
     pub(super) hcr: u64,
+    /// What only the first KVM_RUN looks at is in order.
+    pub(super) started: bool,
+    /// KVM_SET_SIGNAL_MASK: what is blocked during KVM_RUN, bit n - 1 for signal n.
+    pub(super) signal_mask: Option<u64>,
 }
 
 /// What may be in a CPU's registers.
@@ -133,6 +138,8 @@ impl Vcpu {
                 pending_serror: None,
                 last_far: 0,
                 hcr: 0,
+                started: false,
+                signal_mask: None,
             }),
             hw: SpinLock::new(
                 "vcpu hw",
@@ -276,6 +283,18 @@ impl Vcpu {
     }
 }
 
+/// Reads a `struct kvm_signal_mask` and the set behind it. `EINVAL` for a set of another size.
+fn read_signal_mask(mm: &Mm, arg: u64) -> Result<u64, Errno> {
+    /// SIGKILL and SIGSTOP: nothing blocks them.
+    const NEVER: u64 = 1 << 8 | 1 << 18;
+    let head = read_struct::<SignalMask>(mm, arg)?;
+    if head.len as usize != size_of::<u64>() {
+        return Err(Errno::EINVAL);
+    }
+    let set = arg.checked_add(size_of::<SignalMask>() as u64).ok_or(Errno::EFAULT)?;
+    Ok(read_struct::<u64>(mm, set)? & !NEVER)
+}
+
 /// What a process holds: a descriptor for a vCPU.
 pub(super) struct VcpuFile {
     vcpu: Arc<Vcpu>,
@@ -337,11 +356,30 @@ impl File for VcpuFile {
                 super::onereg::access(vcpu, &mut state, &mm, &reg, r == ioctl::KVM_SET_ONE_REG.raw())
             }
             r if r == ioctl::KVM_GET_REG_LIST.raw() => {
-                let state = vcpu.state.lock();
+                let mut state = vcpu.state.lock();
                 if state.init.is_none() {
                     return Err(Errno::ENOEXEC);
                 }
-                super::onereg::list(&state, &mm, arg)
+                super::onereg::list(vcpu, &mut state, &mm, arg)
+            }
+            r if r == ioctl::KVM_SET_DEVICE_ATTR.raw()
+                || r == ioctl::KVM_GET_DEVICE_ATTR.raw()
+                || r == ioctl::KVM_HAS_DEVICE_ATTR.raw() =>
+            {
+                super::device::vcpu_attr(vcpu, &mm, r, &read_struct::<DeviceAttr>(&mm, arg)?)
+            }
+            r if r == ioctl::KVM_ARM_VCPU_FINALIZE.raw() => {
+                if vcpu.state.lock().init.is_none() {
+                    return Err(Errno::ENOEXEC);
+                }
+                // Only SVE has something to finalize, and no vCPU has SVE.
+                read_struct::<u32>(&mm, arg)?;
+                Err(Errno::EINVAL)
+            }
+            r if r == ioctl::KVM_SET_SIGNAL_MASK.raw() => {
+                let mask = if arg == 0 { None } else { Some(read_signal_mask(&mm, arg)?) };
+                vcpu.state.lock().signal_mask = mask;
+                Ok(0)
             }
             r if r == ioctl::KVM_GET_VCPU_EVENTS.raw() => {
                 let state = vcpu.state.lock();

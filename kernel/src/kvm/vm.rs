@@ -4,6 +4,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use umbra_arm64::idreg::IdRegs;
 use umbra_arm64::{Hva, Ipa};
 use umbra_hw::MAX_CPUS;
 use umbra_hw::sync::SpinLock;
@@ -15,7 +16,7 @@ use umbra_kvm_abi::memory::{
 };
 use umbra_kvm_abi::smccc::Services;
 use umbra_kvm_abi::vcpu::{EnableCap, KVM_ARM_TARGET_GENERIC_V8, VcpuFeatures, VcpuInit};
-use umbra_kvm_abi::device::CreateDevice;
+use umbra_kvm_abi::device::{CreateDevice, DeviceAttr};
 use umbra_linux::Errno;
 use umbra_linux::vma::{Span, USER_END};
 
@@ -50,6 +51,8 @@ pub(super) struct Vm {
     pub(super) io_events: IoEvents,
     pub(super) options: SpinLock<Options>,
     pub(super) services: SpinLock<Services>,
+    /// The ID registers, once the VMM set one: then all vCPUs have these (`onereg::adopt_id_regs`).
+    pub(super) id_regs: SpinLock<Option<IdRegs>>,
     /// CNTVOFF_EL2 of every vCPU, in ticks.
     pub(super) counter_offset: AtomicU64,
     /// Index + 1 of the vCPU that ran last on each CPU.
@@ -77,6 +80,7 @@ impl Vm {
             io_events: IoEvents::new(),
             options: SpinLock::new("vm options", 101, Options::default()),
             services: SpinLock::new("vm services", 103, Services::default()),
+            id_regs: SpinLock::new("vm id registers", 106, None),
             // The virtual counter starts at zero, as on Linux.
             counter_offset: AtomicU64::new(umbra_hw::timer::ticks()),
             last_ran: [const { AtomicUsize::new(0) }; MAX_CPUS],
@@ -95,6 +99,11 @@ impl Vm {
     /// Every vCPU.
     pub(super) fn all_vcpus(&self) -> Vec<Arc<Vcpu>> {
         self.vcpus.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Whether a vCPU has run: much of what a VM is made of is settled then.
+    pub(super) fn has_run(&self) -> bool {
+        self.last_ran.iter().any(|vcpu| vcpu.load(Ordering::Acquire) != 0)
     }
 
     fn set_memory(&self, region: &UserspaceMemoryRegion) -> Result<u64, Errno> {
@@ -206,6 +215,9 @@ impl File for VmFile {
             }
             r if r == raw(ioctl::KVM_IOEVENTFD) => {
                 vm.io_events.configure(call, &read_struct::<IoEventFd>(&mm, arg)?).map(|()| 0)
+            }
+            r if r == raw(ioctl::KVM_SET_DEVICE_ATTR) || r == raw(ioctl::KVM_HAS_DEVICE_ATTR) => {
+                super::device::vm_attr(request, &read_struct::<DeviceAttr>(&mm, arg)?)
             }
             r if r == raw(ioctl::KVM_ENABLE_CAP) => vm.enable_cap(&read_struct::<EnableCap>(&mm, arg)?),
             _ => Err(Errno::ENOTTY),

@@ -49,6 +49,15 @@ impl<T> Mutex<T> {
         }
     }
 
+    /// The value, if nobody has it.
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        let value = self.slot.lock().take()?;
+        Some(MutexGuard {
+            mutex: self,
+            value: Some(value),
+        })
+    }
+
     /// Waits for the value.
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         match self.lock_unless(|| false) {

@@ -1,0 +1,75 @@
+//! Attributes of vCPUs and VMs (`Documentation/virt/kvm/devices/vcpu.rst`, `vm.rst`).
+
+use umbra_hw::timer::{HYP_TIMER_PPI, PHYS_TIMER_PPI, VIRT_TIMER_PPI};
+use umbra_kvm_abi::device::{
+    DeviceAttr, KVM_ARM_VCPU_TIMER_CTRL, KVM_ARM_VCPU_TIMER_IRQ_HPTIMER,
+    KVM_ARM_VCPU_TIMER_IRQ_HVTIMER, KVM_ARM_VCPU_TIMER_IRQ_PTIMER, KVM_ARM_VCPU_TIMER_IRQ_VTIMER,
+};
+use umbra_linux::Errno;
+
+use super::Verb;
+use crate::kvm::vcpu::Vcpu;
+use crate::kvm::{read_struct, write_struct};
+use crate::mm::Mm;
+
+/// The virtual timer of a guest hypervisor (BSA, "PPI assignments").
+const HYP_VIRT_TIMER_PPI: u32 = 28;
+
+/// KVM_{SET,GET,HAS}_DEVICE_ATTR on a vCPU. `ENOTTY`: another request; `ENXIO`: no such attribute
+/// (there are no performance counters and no stolen time).
+pub(in crate::kvm) fn vcpu_attr(
+    vcpu: &Vcpu,
+    mm: &Mm,
+    request: u32,
+    attr: &DeviceAttr,
+) -> Result<u64, Errno> {
+    let verb = Verb::of(request).ok_or(Errno::ENOTTY)?;
+    if attr.group != KVM_ARM_VCPU_TIMER_CTRL {
+        return Err(Errno::ENXIO);
+    }
+    let wired = timer_irq(attr.attr);
+    match verb {
+        Verb::Has => wired.map(|_| 0).ok_or(Errno::ENXIO),
+        Verb::Get => {
+            write_struct(mm, attr.addr, &wired.ok_or(Errno::ENXIO)?)?;
+            Ok(0)
+        }
+        Verb::Set => {
+            if !vcpu.vm.gic.layout.lock().created {
+                return Err(Errno::EINVAL);
+            }
+            let irq = read_struct::<u32>(mm, attr.addr)?;
+            if !(16..32).contains(&irq) {
+                return Err(Errno::EINVAL);
+            }
+            if vcpu.vm.has_run() {
+                return Err(Errno::EBUSY);
+            }
+            // The guest's interrupts are linked to the machine's, so they have its numbers.
+            if irq == wired.ok_or(Errno::ENXIO)? {
+                Ok(0)
+            } else {
+                Err(Errno::EINVAL)
+            }
+        }
+    }
+}
+
+fn timer_irq(attr: u64) -> Option<u32> {
+    match attr {
+        KVM_ARM_VCPU_TIMER_IRQ_VTIMER => Some(VIRT_TIMER_PPI),
+        KVM_ARM_VCPU_TIMER_IRQ_PTIMER => Some(PHYS_TIMER_PPI),
+        KVM_ARM_VCPU_TIMER_IRQ_HVTIMER => Some(HYP_VIRT_TIMER_PPI),
+        KVM_ARM_VCPU_TIMER_IRQ_HPTIMER => Some(HYP_TIMER_PPI),
+        _ => None,
+    }
+}
+
+/// KVM_{SET,HAS}_DEVICE_ATTR on a VM. `ENOTTY`: another request; `ENXIO`: no such attribute (the
+/// filter of firmware calls is not there).
+pub(in crate::kvm) fn vm_attr(request: u32, _attr: &DeviceAttr) -> Result<u64, Errno> {
+    match Verb::of(request) {
+        Some(Verb::Set | Verb::Has) => Err(Errno::ENXIO),
+        Some(Verb::Get) | None => Err(Errno::ENOTTY),
+    }
+}

@@ -220,6 +220,9 @@ pub enum Extra {
 
 const EXTRAS: usize = Extra::ApgaHi as usize + 1;
 
+/// Where [`VcpuRegs::hyp`] keeps CNTHCTL_EL2, whose EL1 counterpart has no place in the VNCR page.
+pub const CNTHCTL: u16 = 0xff8;
+
 /// What the stage 2 and identification registers hold while a vCPU is loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
@@ -235,6 +238,8 @@ pub struct Machine {
     pub cntvoff: u64,
     /// MDCR_EL2.
     pub mdcr: u64,
+    /// The guest is at virtual EL2: FEAT_NV2 redirects its EL2 registers to the page.
+    pub virtual_el2: bool,
     /// Whether the machine has PAuth keys to switch.
     pub pauth: bool,
 }
@@ -242,6 +247,11 @@ pub struct Machine {
 /// The EL1 and EL0 system registers of one vCPU.
 pub struct VcpuRegs {
     page: Box<VncrPage>,
+    /// What the EL1 registers hold while the guest is at virtual EL2, at the same offsets: there
+    /// they are its EL2 registers. Made by the first [`VcpuRegs::set_hyp`].
+    hyp: Option<Box<VncrPage>>,
+    /// Which of the two pages the EL1 registers were loaded from.
+    virtual_el2: bool,
     extra: [u64; EXTRAS],
     /// CPU number + 1 where loaded, 0 where not.
     loaded_on: AtomicU32,
@@ -330,6 +340,8 @@ impl VcpuRegs {
     pub fn new() -> Self {
         Self {
             page: Box::new(VncrPage([0; 512])),
+            hyp: None,
+            virtual_el2: false,
             extra: [0; EXTRAS],
             loaded_on: AtomicU32::new(0),
             el0_loaded: false,
@@ -358,7 +370,7 @@ impl VcpuRegs {
     /// The register at a VNCR offset (bytes, a multiple of 8 below 4096): from hardware if loaded
     /// here. It must not be loaded on another CPU.
     pub fn get(&self, offset: u16) -> u64 {
-        if self.is_loaded_here() && is_live(offset) {
+        if self.is_loaded_here() && !self.virtual_el2 && is_live(offset) {
             return read_live(offset);
         }
         debug_assert!(
@@ -370,7 +382,7 @@ impl VcpuRegs {
 
     /// Sets the register at a VNCR offset, in hardware too if loaded here.
     pub fn set(&mut self, offset: u16, value: u64) {
-        if self.is_loaded_here() && is_live(offset) {
+        if self.is_loaded_here() && !self.virtual_el2 && is_live(offset) {
             write_live(offset, value);
         }
         debug_assert!(
@@ -380,12 +392,44 @@ impl VcpuRegs {
         self.page.0[usize::from(offset / 8) % 512] = value;
     }
 
-    /// A register outside the VNCR page.
-    pub fn extra(&self, which: Extra) -> u64 {
-        if self.is_loaded_here()
+    /// The EL2 register of the guest that lives in the EL1 register at this VNCR offset while the
+    /// guest is at virtual EL2 (CNTHCTL_EL2 at [`CNTHCTL`]): from hardware if loaded here.
+    pub fn hyp(&self, offset: u16) -> u64 {
+        if self.is_loaded_here() && self.virtual_el2 {
+            return if offset == CNTHCTL {
+                read_live_extra(Extra::Cntkctl)
+            } else {
+                read_live(offset)
+            };
+        }
+        self.hyp
+            .as_ref()
+            .map_or(0, |page| page.0[usize::from(offset / 8) % 512])
+    }
+
+    /// Sets such a register, in hardware too if loaded here.
+    pub fn set_hyp(&mut self, offset: u16, value: u64) {
+        if self.is_loaded_here() && self.virtual_el2 {
+            if offset == CNTHCTL {
+                write_live_extra(Extra::Cntkctl, value);
+            } else {
+                write_live(offset, value);
+            }
+        }
+        let page = self.hyp.get_or_insert_with(|| Box::new(VncrPage([0; 512])));
+        page.0[usize::from(offset / 8) % 512] = value;
+    }
+
+    fn is_live_extra(&self, which: Extra) -> bool {
+        self.is_loaded_here()
             && (!is_el0(which) || self.el0_loaded)
             && (!is_pauth(which) || self.pauth)
-        {
+            && (which != Extra::Cntkctl || !self.virtual_el2)
+    }
+
+    /// A register outside the VNCR page.
+    pub fn extra(&self, which: Extra) -> u64 {
+        if self.is_live_extra(which) {
             return read_live_extra(which);
         }
         self.extra[which as usize]
@@ -393,10 +437,7 @@ impl VcpuRegs {
 
     /// Sets a register outside the VNCR page.
     pub fn set_extra(&mut self, which: Extra, value: u64) {
-        if self.is_loaded_here()
-            && (!is_el0(which) || self.el0_loaded)
-            && (!is_pauth(which) || self.pauth)
-        {
+        if self.is_live_extra(which) {
             write_live_extra(which, value);
         }
         self.extra[which as usize] = value;
@@ -410,13 +451,25 @@ impl VcpuRegs {
             "loading registers that are loaded already"
         );
         self.pauth = machine.pauth;
+        self.virtual_el2 = machine.virtual_el2;
+        if machine.virtual_el2 {
+            self.hyp.get_or_insert_with(|| Box::new(VncrPage([0; 512])));
+        }
+        let cntkctl = match &self.hyp {
+            Some(hyp) if machine.virtual_el2 => hyp.0[usize::from(CNTHCTL / 8)],
+            _ => self.extra[Extra::Cntkctl as usize],
+        };
+        let bank = match &self.hyp {
+            Some(hyp) if machine.virtual_el2 => hyp,
+            _ => &self.page,
+        };
         // SAFETY: EL1's registers and the guest-facing EL2 ones change nothing for umbra, which runs
         // in the EL2&0 regime. The DSB ends walks of the previous EL1&0 context first.
         unsafe {
             insn!("dsb nsh");
             macro_rules! load {
                 ($offset:literal, $name:literal) => {
-                    msr!($name, self.page.0[$offset / 8]);
+                    msr!($name, bank.0[$offset / 8]);
                 };
             }
             el1_registers!(load);
@@ -426,6 +479,11 @@ impl VcpuRegs {
                 };
             }
             extra_registers!(load_extra);
+            msr!("s3_5_c14_c1_0", cntkctl);
+            if machine.virtual_el2 {
+                // VNCR_EL2: the page's address in umbra's own regime.
+                msr!("s3_4_c2_c2_0", core::ptr::from_ref(&*self.page) as u64);
+            }
             if machine.pauth {
                 pauth_registers!(load_extra);
             }
@@ -449,18 +507,28 @@ impl VcpuRegs {
             "saving registers that are not loaded here"
         );
         self.save_el0();
+        let bank = match &mut self.hyp {
+            Some(hyp) if self.virtual_el2 => hyp,
+            _ => &mut self.page,
+        };
         macro_rules! save {
             ($offset:literal, $name:literal) => {
-                self.page.0[$offset / 8] = mrs!($name);
+                bank.0[$offset / 8] = mrs!($name);
             };
         }
         el1_registers!(save);
+        let cntkctl = self.extra[Extra::Cntkctl as usize];
         macro_rules! save_extra {
             ($which:expr, $name:literal) => {
                 self.extra[$which as usize] = mrs!($name);
             };
         }
         extra_registers!(save_extra);
+        if let (true, Some(hyp)) = (self.virtual_el2, &mut self.hyp) {
+            // What stood in CNTKCTL_EL1 was CNTHCTL_EL2's.
+            hyp.0[usize::from(CNTHCTL / 8)] = self.extra[Extra::Cntkctl as usize];
+            self.extra[Extra::Cntkctl as usize] = cntkctl;
+        }
         if self.pauth {
             pauth_registers!(save_extra);
         }

@@ -78,6 +78,7 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
         cntvoff: vm.counter_offset.load(Ordering::Acquire),
         mdcr: umbra_hw::guest::trap_debug_and_pmu(),
         pauth: has_pauth(),
+        virtual_el2: false,
     };
     trace::record(Event::Load, vcpu.index() as u64, 0);
     *LOADED[cpu].lock() = Some(vcpu.clone());
@@ -128,7 +129,10 @@ fn priority_bits() -> u32 {
 fn restore_interface(hw: &Hw) {
     vgic::write_vmcr(hw.cpuif.vmcr.into_bits());
     let widen = |words: [u32; 4]| words.map(u64::from);
-    vgic::write_aprs(priority_bits(), &[widen(hw.cpuif.ap0r), widen(hw.cpuif.ap1r)]);
+    vgic::write_aprs(
+        priority_bits(),
+        &[widen(hw.cpuif.ap0r), widen(hw.cpuif.ap1r)],
+    );
 }
 
 fn save_interface(hw: &mut Hw) {

@@ -18,8 +18,8 @@ use umbra_kvm_abi::device::DeviceAttr;
 use umbra_kvm_abi::ioctl;
 use umbra_kvm_abi::reg::OneReg;
 use umbra_kvm_abi::vcpu::{
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_GENERIC,
-    MpState, Power, SignalMask, VcpuEvents, VcpuFeatures, VcpuInit,
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
+    KVM_ARM_VCPU_PTRAUTH_GENERIC, MpState, Power, SignalMask, VcpuEvents, VcpuFeatures, VcpuInit,
 };
 use umbra_linux::Errno;
 use umbra_vgic::{CpuIf, LrFile};
@@ -207,21 +207,32 @@ impl Vcpu {
     }
 
     fn identity(&self) -> Identity {
-        Identity { midr: umbra_hw::idregs::read(0, 0), mpidr: self.mpidr() }
+        Identity {
+            midr: umbra_hw::idregs::read(0, 0),
+            mpidr: self.mpidr(),
+        }
     }
 
     /// KVM_ARM_VCPU_INIT.
     fn init(self: &Arc<Self>, init: &VcpuInit) -> Result<u64, Errno> {
-        let mut offer = VcpuFeatures::default().with(KVM_ARM_VCPU_POWER_OFF).with(KVM_ARM_VCPU_PSCI_0_2);
+        let mut offer = VcpuFeatures::default()
+            .with(KVM_ARM_VCPU_POWER_OFF)
+            .with(KVM_ARM_VCPU_PSCI_0_2);
         if has_pauth() {
-            offer = offer.with(KVM_ARM_VCPU_PTRAUTH_ADDRESS).with(KVM_ARM_VCPU_PTRAUTH_GENERIC);
+            offer = offer
+                .with(KVM_ARM_VCPU_PTRAUTH_ADDRESS)
+                .with(KVM_ARM_VCPU_PTRAUTH_GENERIC);
         }
         let features = abi(init.check(offer))?;
         let mut state = self.state.lock();
         {
             let mut options = self.vm.options.lock();
             let of_vm = *options.features.get_or_insert(features);
-            if !of_vm.same_vcpu_as(features) || state.init.is_some_and(|before| !before.same_vcpu_as(features)) {
+            if !of_vm.same_vcpu_as(features)
+                || state
+                    .init
+                    .is_some_and(|before| !before.same_vcpu_as(features))
+            {
                 return Err(Errno::EINVAL);
             }
         }
@@ -233,7 +244,11 @@ impl Vcpu {
         state.init = Some(features);
         state.hcr = run::hcr(features);
         self.reset(&mut state);
-        let power = if features.has(KVM_ARM_VCPU_POWER_OFF) { Power::Stopped } else { Power::Runnable };
+        let power = if features.has(KVM_ARM_VCPU_POWER_OFF) {
+            Power::Stopped
+        } else {
+            Power::Runnable
+        };
         *self.power.lock() = PowerState { power, start: None };
         Ok(0)
     }
@@ -246,7 +261,7 @@ impl Vcpu {
         state.pending_abort = false;
         state.pending_serror = None;
         let mut hw = self.hw.lock();
-        hw.regs.reset(&self.identity());
+        hw.regs.reset(&self.identity(), &state.features);
         hw.cpuif = CpuIf::default();
     }
 
@@ -260,7 +275,8 @@ impl Vcpu {
         if start.big_endian {
             let mut hw = self.hw.lock();
             let sctlr = hw.regs.get(umbra_arm64::sysreg::Reg::SctlrEl1);
-            hw.regs.set(umbra_arm64::sysreg::Reg::SctlrEl1, sctlr | 1 << 25);
+            hw.regs
+                .set(umbra_arm64::sysreg::Reg::SctlrEl1, sctlr | 1 << 25);
         }
     }
 
@@ -291,7 +307,9 @@ fn read_signal_mask(mm: &Mm, arg: u64) -> Result<u64, Errno> {
     if head.len as usize != size_of::<u64>() {
         return Err(Errno::EINVAL);
     }
-    let set = arg.checked_add(size_of::<SignalMask>() as u64).ok_or(Errno::EFAULT)?;
+    let set = arg
+        .checked_add(size_of::<SignalMask>() as u64)
+        .ok_or(Errno::EFAULT)?;
     Ok(read_struct::<u64>(mm, set)? & !NEVER)
 }
 
@@ -334,10 +352,18 @@ impl File for VcpuFile {
                 }
                 run::run(vcpu, call)
             }
-            r if r == ioctl::KVM_ARM_VCPU_INIT.raw() => vcpu.init(&read_struct::<VcpuInit>(&mm, arg)?),
+            r if r == ioctl::KVM_ARM_VCPU_INIT.raw() => {
+                vcpu.init(&read_struct::<VcpuInit>(&mm, arg)?)
+            }
             r if r == ioctl::KVM_GET_MP_STATE.raw() => {
                 let power = vcpu.power.lock().power;
-                write_struct(&mm, arg, &MpState { mp_state: power as u32 })?;
+                write_struct(
+                    &mm,
+                    arg,
+                    &MpState {
+                        mp_state: power as u32,
+                    },
+                )?;
                 Ok(0)
             }
             r if r == ioctl::KVM_SET_MP_STATE.raw() => {
@@ -353,7 +379,13 @@ impl File for VcpuFile {
                     return Err(Errno::ENOEXEC);
                 }
                 loaded::put(vcpu);
-                super::onereg::access(vcpu, &mut state, &mm, &reg, r == ioctl::KVM_SET_ONE_REG.raw())
+                super::onereg::access(
+                    vcpu,
+                    &mut state,
+                    &mm,
+                    &reg,
+                    r == ioctl::KVM_SET_ONE_REG.raw(),
+                )
             }
             r if r == ioctl::KVM_GET_REG_LIST.raw() => {
                 let mut state = vcpu.state.lock();
@@ -377,7 +409,11 @@ impl File for VcpuFile {
                 Err(Errno::EINVAL)
             }
             r if r == ioctl::KVM_SET_SIGNAL_MASK.raw() => {
-                let mask = if arg == 0 { None } else { Some(read_signal_mask(&mm, arg)?) };
+                let mask = if arg == 0 {
+                    None
+                } else {
+                    Some(read_signal_mask(&mm, arg)?)
+                };
                 vcpu.state.lock().signal_mask = mask;
                 Ok(0)
             }

@@ -255,29 +255,31 @@ pub(crate) fn unmap_pages(va: u64, pages: u64) {
     }
 }
 
-/// Maps physical memory that is not RAM of ours (device registers, boot data) for good.
+/// Maps physical memory that is not RAM of ours (device registers, boot data) for good. What spans a
+/// block is mapped by blocks, so that a large initrd costs no more tables than a small one.
 pub(crate) fn map_device(pa: u64, bytes: u64, kind: Kind) -> Result<u64, NoTablePages> {
-    const SIZE: u64 = 2 << 20;
+    const BLOCK: u64 = 2 << 20;
     let start = pa & !0xfff;
-    let end = (pa + bytes).next_multiple_of(4096);
+    let bytes = (pa + bytes - start).next_multiple_of(4096);
     let va = {
         let mut space = SPACE.lock();
-        // The same offset in a block as in memory, so that whole blocks can be mapped as such.
-        let ahead = start.wrapping_sub(space.next_device) % SIZE;
-        let va = space.next_device + if end - start >= SIZE { ahead } else { 0 };
-        space.next_device = va + (end - start);
+        // Where virtual and physical address agree within a block, blocks fit.
+        let skew = (start.wrapping_sub(space.next_device)) % BLOCK;
+        let va = space.next_device + if bytes >= BLOCK { skew } else { 0 };
+        space.next_device = va + bytes;
         assert!(space.next_device <= WINDOWS, "the device area is full");
         va
     };
-    let mut at = start;
-    while at < end {
-        let to = va + (at - start);
-        if at.is_multiple_of(SIZE) && to.is_multiple_of(SIZE) && end - at >= SIZE {
-            map_block(to, at, kind)?;
-            at += SIZE;
+    let mut done = 0;
+    while done < bytes {
+        let (at, from) = (va + done, start + done);
+        let whole = bytes - done >= BLOCK && at % BLOCK == 0 && from % BLOCK == 0;
+        if whole {
+            map_block(at, from, kind)?;
+            done += BLOCK;
         } else {
-            map_pages(to, at, 1, kind)?;
-            at += 4096;
+            map_pages(at, from, 1, kind)?;
+            done += 4096;
         }
     }
     Ok(va + (pa - start))

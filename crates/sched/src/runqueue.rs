@@ -49,9 +49,15 @@ impl<T> RunQueue<T> {
         Some(thread)
     }
 
-    /// Takes the thread that would run last, for a CPU that has nothing to do.
-    pub fn steal(&mut self) -> Option<T> {
-        self.threads.pop_last().map(|(_, thread)| thread)
+    /// Takes the thread that would run last, of those that `may_move`, for a CPU that has nothing to
+    /// do.
+    pub fn steal(&mut self, may_move: impl Fn(&T) -> bool) -> Option<T> {
+        let (&key, _) = self
+            .threads
+            .iter()
+            .rev()
+            .find(|(_, thread)| may_move(thread))?;
+        self.threads.remove(&key)
     }
 
     /// Runtime below which nobody enters, for a thread that comes from another queue.
@@ -128,6 +134,6 @@ mod tests {
         for n in 0..5 {
             assert_eq!(queue.pop(), Some(n));
         }
-        assert!(queue.is_empty() && queue.steal().is_none());
+        assert!(queue.is_empty() && queue.steal(|_| true).is_none());
     }
 }

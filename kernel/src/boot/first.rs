@@ -10,14 +10,19 @@ use crate::{mem, proc, sched};
 /// Exit status of the machine when there is no first program to run: as a shell says it.
 const STATUS_NOT_FOUND: u64 = 127;
 /// What the first program finds in its environment.
-const ENVIRONMENT: [&[u8]; 3] = [b"HOME=/", b"PATH=/bin:/sbin:/usr/bin:/usr/sbin", b"TERM=linux"];
+const ENVIRONMENT: [&[u8]; 3] = [
+    b"HOME=/",
+    b"PATH=/bin:/sbin:/usr/bin:/usr/sbin",
+    b"TERM=linux",
+];
 
 /// Starts the first program that the command line names.
 pub(crate) fn start(machine: &Machine) {
     let arguments = machine.bootargs.first_program();
+    mem::top_up();
     let archive: &'static [u8] = match machine.initrd {
-        // An overlong one is damaged at its end, which the reader finds.
-        Some((start, bytes)) => umbra_hw::mem::boot_data(start, bytes).unwrap_or_default(),
+        Some((start, bytes)) => umbra_hw::mem::boot_data(start, bytes)
+            .expect("the tables were topped up just now, and the initrd is mapped by blocks"),
         None => &[],
     };
     random::seed(&machine.rng_seed);
@@ -38,7 +43,10 @@ pub(crate) fn start(machine: &Machine) {
         let environment: Vec<Vec<u8>> = ENVIRONMENT.iter().map(|&text| text.to_owned()).collect();
         let path = arguments.first().cloned().unwrap_or_default();
         if let Err(errno) = proc::first(&path, arguments, &environment) {
-            log::error!("the first program {} does not start: {errno}", tree::Shown(&path));
+            log::error!(
+                "the first program {} does not start: {errno}",
+                tree::Shown(&path)
+            );
             super::end(STATUS_NOT_FOUND);
         }
     });

@@ -105,9 +105,14 @@ pub(super) fn enqueue(thread: Arc<Thread>) {
 }
 
 /// Where a thread should run: its last CPU if that is idle, else any idle one, else the shortest
-/// queue, its last CPU first.
+/// queue, its last CPU first. One that parked but has not left its CPU yet stays there: a CPU that
+/// took it would have to wait for that one to switch away, and two that each take what the other is
+/// leaving would wait for ever.
 fn place(thread: &Thread) -> usize {
     let last = thread.cpu.load(Ordering::Relaxed);
+    if thread.is_on_cpu() {
+        return last;
+    }
     if CPUS[last].is_idle.load(Ordering::Acquire) && CPUS[last].queue.lock().is_empty() {
         return last;
     }
@@ -276,13 +281,17 @@ fn schedule(requeue: bool) {
     umbra_hw::thread::switch(current, next);
 }
 
-/// With nothing of its own to do, a CPU takes a thread from the longest queue.
+/// With nothing of its own to do, a CPU takes a thread from the longest queue, but none that its
+/// CPU has not left yet (see [`place`]).
 fn steal() -> Option<Arc<Thread>> {
     let me = umbra_hw::cpu();
     let victim = (0..cpus())
         .filter(|&cpu| cpu != me)
         .max_by_key(|&cpu| CPUS[cpu].queue.lock().len())?;
-    CPUS[victim].queue.lock().steal()
+    CPUS[victim]
+        .queue
+        .lock()
+        .steal(|thread| !thread.is_on_cpu())
 }
 
 /// Where every new thread begins.

@@ -96,6 +96,11 @@ impl Thread {
         }
     }
 
+    /// Whether some CPU still runs on its stack, even if only to leave it.
+    pub(super) fn is_on_cpu(&self) -> bool {
+        self.context.as_ref().is_some_and(Context::is_running)
+    }
+
     /// CPU it runs or last ran on.
     pub(crate) fn cpu(&self) -> usize {
         self.cpu.load(Ordering::Relaxed)

@@ -10,6 +10,7 @@ use core::cell::UnsafeCell;
 
 use crate::percpu;
 use crate::regs::{insn, msr};
+use crate::sabotage::{Safeguard, left_out};
 
 /// V0–V31, FPSR and FPCR as values.
 #[derive(Clone, Debug, Default)]
@@ -87,6 +88,10 @@ pub fn save() {
     let this = percpu::this();
     let owner = this.fp_owner.get();
     if owner == 0 {
+        return;
+    }
+    if left_out(Safeguard::FpSave) {
+        this.fp_owner.set(0);
         return;
     }
     // SAFETY: `owner` is the address of a live `FpState`: it is set by `load` and cleared here and

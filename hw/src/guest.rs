@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use umbra_arm64::Pa;
 
 use crate::regs::{insn, mrs, msr};
+use crate::sabotage::{Safeguard, left_out};
 use crate::vectors::{self, CAUSE_IRQ, CAUSE_SERROR, CAUSE_SYNC};
 use crate::{fp, mem, percpu, user};
 
@@ -47,9 +48,10 @@ impl HwPstate {
     const ALLOWED: u64 = 0xf000_0000 | 0x03c0_0000 | 0x30_0000 | 1 << 12 | 0b11 << 10 | 0x3cf;
 
     /// `raw` as a guest's PSTATE, undefined bits dropped; `None` for a mode a guest cannot have.
-    pub const fn new(raw: u64) -> Option<Self> {
+    pub fn new(raw: u64) -> Option<Self> {
         match raw & 0x1f {
             0b0_0000 | 0b0_0100 | 0b0_0101 => Some(Self(raw & Self::ALLOWED)),
+            _ if left_out(Safeguard::Pstate) => Some(Self::EL1H_MASKED),
             _ => None,
         }
     }
@@ -137,6 +139,9 @@ pub(crate) fn set_hcr(hcr: u64) {
 /// TPM, TPMCR), and all counters are EL2's to give (HPMN).
 pub fn trap_debug_and_pmu() -> u64 {
     let counters = mrs!("s3_3_c9_c12_0") >> 11 & 0x1f; // PMCR_EL0.N
+    if left_out(Safeguard::DebugTraps) {
+        return counters;
+    }
     1 << 11 | 1 << 10 | 1 << 9 | 1 << 6 | 1 << 5 | counters
 }
 
@@ -374,7 +379,7 @@ impl VcpuRegs {
             return read_live(offset);
         }
         debug_assert!(
-            self.loaded_on().is_none() || !is_live(offset),
+            self.loaded_on().is_none() || self.is_loaded_here() || !is_live(offset),
             "registers read while loaded elsewhere"
         );
         self.page.0[usize::from(offset / 8) % 512]
@@ -516,7 +521,9 @@ impl VcpuRegs {
                 bank.0[$offset / 8] = mrs!($name);
             };
         }
-        el1_registers!(save);
+        if !left_out(Safeguard::El1Registers) {
+            el1_registers!(save);
+        }
         let cntkctl = self.extra[Extra::Cntkctl as usize];
         macro_rules! save_extra {
             ($which:expr, $name:literal) => {
@@ -566,7 +573,9 @@ impl VcpuRegs {
                     self.extra[$which as usize] = mrs!($name);
                 };
             }
-            el0_registers!(save);
+            if !left_out(Safeguard::El0Registers) {
+                el0_registers!(save);
+            }
             // SAFETY: TPIDRRO_EL0 is not a process's to see.
             unsafe { msr!("s3_3_c13_c0_3", 0) };
             self.el0_loaded = false;

@@ -25,6 +25,7 @@ pub mod heap;
 pub mod idregs;
 pub mod mem;
 pub mod psci;
+pub mod sabotage;
 pub mod sync;
 pub mod thread;
 pub mod timer;

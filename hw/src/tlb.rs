@@ -8,6 +8,7 @@ use umbra_arm64::Pa;
 
 use crate::boot::HCR_TGE;
 use crate::regs::{insn, msr};
+use crate::sabotage::{Safeguard, left_out};
 use crate::{guest, percpu};
 
 /// Maintenance of EL2&0 entries of one process.
@@ -24,6 +25,9 @@ impl Process {
 
     /// Forgets pages `[va, va + pages * 4 KiB)`, on every CPU, and waits.
     pub fn pages(self, va: u64, pages: u64) {
+        if left_out(Safeguard::ProcessPages) {
+            return;
+        }
         if pages > 128 {
             return Self::everything();
         }
@@ -84,6 +88,9 @@ impl Stage2 {
     /// Forgets stage-2 and combined entries of 4 KiB pages from `ipa`; `ttl` is the level hint of
     /// the operand (0 where unknown). Complete for every CPU on return.
     pub fn ipa(&self, ipa: u64, step: u64, count: u64, ttl: u64) {
+        if left_out(Safeguard::Stage2Range) {
+            return;
+        }
         // SAFETY: TLB maintenance removes cached translations only.
         unsafe {
             for index in 0..count {
@@ -99,9 +106,39 @@ impl Stage2 {
 
     /// Forgets stage-1 and stage-2 entries of the VMID on every CPU.
     pub fn all(&self) {
+        if left_out(Safeguard::Stage2All) {
+            return;
+        }
         // SAFETY: as above.
         unsafe {
             insn!("tlbi vmalls12e1is");
+            insn!("dsb ish");
+        }
+    }
+
+    /// Forgets stage-1 entries for the address of a TLBI operand, any ASID, on every CPU.
+    pub fn guest_address(&self, operand: u64) {
+        // SAFETY: as above.
+        unsafe {
+            insn!("tlbi vaae1is, {}", operand & 0xfff_ffff_ffff);
+            insn!("dsb ish");
+        }
+    }
+
+    /// Forgets stage-1 entries for the range of a TLBI operand, any ASID, on every CPU.
+    pub fn guest_range(&self, operand: u64) {
+        // SAFETY: as above. TLBI RVAAE1IS; only a guest that was shown FEAT_TLBIRANGE asks.
+        unsafe {
+            insn!("sys #0, c8, c2, #3, {}", operand & 0xffff_ffff_ffff);
+            insn!("dsb ish");
+        }
+    }
+
+    /// Forgets every stage-1 entry of the VMID, on every CPU.
+    pub fn guest_all(&self) {
+        // SAFETY: as above.
+        unsafe {
+            insn!("tlbi vmalle1is");
             insn!("dsb ish");
         }
     }

@@ -23,8 +23,13 @@ impl BootArgs {
     }
 
     /// Adds a word before the `--`.
-    pub(crate) fn with(mut self, word: &str) -> Self {
-        self.words.push(word.to_owned());
+    pub(crate) fn with(self, word: &str) -> Self {
+        self.with_all([word])
+    }
+
+    /// Adds words before the `--`.
+    pub(crate) fn with_all<'a>(mut self, words: impl IntoIterator<Item = &'a str>) -> Self {
+        self.words.extend(words.into_iter().map(str::to_owned));
         self
     }
 

@@ -9,6 +9,7 @@ use crate::cpio::Archive;
 use crate::workspace::Workspace;
 use crate::{hash, image, setup};
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -42,23 +43,35 @@ pub(crate) struct Kernel {
     pub(crate) elf: PathBuf,
 }
 
-/// Builds the EL2 kernel. `sabotage` names the safeguard that the build is to leave out.
-pub(crate) fn kernel(ws: &Workspace, profile: Profile, sabotage: Option<&str>) -> Result<Kernel> {
+/// Builds the EL2 kernel.
+pub(crate) fn kernel(ws: &Workspace, profile: Profile) -> Result<Kernel> {
+    kernel_with(ws, profile, profile.name(), &[])
+}
+
+/// Builds the EL2 kernel with checks and with safeguards that its command line can leave out.
+pub(crate) fn kernel_for_sabotage(ws: &Workspace) -> Result<Kernel> {
+    kernel_with(
+        ws,
+        Profile::Checked,
+        "sabotage",
+        &["--features", "sabotage"],
+    )
+}
+
+fn kernel_with(ws: &Workspace, profile: Profile, name: &str, more: &[&str]) -> Result<Kernel> {
     let mut cmd = command(ws);
     cmd.args(["build", "--locked", "-p", "umbra-kernel", "--target", BARE]);
-    cmd.args(["--profile", profile.name()]);
-    cmd.env_remove("UMBRA_SABOTAGE");
-    if let Some(id) = sabotage {
-        cmd.env("UMBRA_SABOTAGE", id);
-    }
-    run(&mut cmd)?;
-    let elf = ws
+    run(cmd.args(["--profile", profile.name()]).args(more))?;
+    let built = ws
         .target()
         .join(BARE)
         .join(profile.name())
         .join("umbra-kernel");
-    let name = sabotage.unwrap_or(profile.name());
-    let image = ws.folder("image")?.join(format!("umbra-{name}.Image"));
+    let folder = ws.folder("image")?;
+    // Cargo puts builds with other features at the same place: this one's symbols are kept apart.
+    let elf = folder.join(format!("umbra-{name}.elf"));
+    fs::copy(&built, &elf).with_context(|| format!("cannot write {}", elf.display()))?;
+    let image = folder.join(format!("umbra-{name}.Image"));
     image::write(&elf, &image)?;
     Ok(Kernel { image, elf })
 }
@@ -70,47 +83,45 @@ pub(crate) struct Programs {
     pub(crate) init: PathBuf,
     /// The virtual machine monitor.
     pub(crate) vmm: PathBuf,
-    /// A test program: std's threads and what they rest on.
-    pub(crate) threads: PathBuf,
 }
 
 /// Builds the programs of EL0.
 pub(crate) fn programs(ws: &Workspace) -> Result<Programs> {
-    let mut cmd = command(ws);
-    cmd.args([
-        "build",
-        "--locked",
-        "--release",
-        "--bins",
-        "--target",
-        LINUX,
-    ]);
-    run(cmd.args(["-p", "umbra-init", "-p", "umbra-vmm"]))?;
-    let at = |name: &str| ws.target().join(LINUX).join("release").join(name);
-    Ok(Programs {
-        init: at("umbra-init"),
-        vmm: at("umbra-vmm"),
-        threads: at("el0-threads"),
-    })
+    let [init, vmm] = el0(ws, ["umbra-init", "umbra-vmm"])?;
+    Ok(Programs { init, vmm })
 }
 
-/// A guest payload: its name and its Image.
+/// Programs of EL0 that only tests run.
 #[derive(Debug, Clone)]
-pub(crate) struct Payload {
-    /// The name of its file in guests/src/bin, without the ending.
-    pub(crate) name: String,
-    /// The Image that umbra-vmm loads.
-    pub(crate) image: PathBuf,
-    /// Its source file, whose head may carry directives for the test.
-    pub(crate) source: PathBuf,
+pub(crate) struct TestPrograms {
+    /// std's threads and what they rest on.
+    pub(crate) threads: PathBuf,
+    /// Questions to /dev/kvm.
+    pub(crate) probe: PathBuf,
 }
 
-/// The source files of the payloads, by name and in order.
-fn payload_sources(ws: &Workspace) -> Result<Vec<(String, PathBuf)>> {
+/// Builds the test programs of EL0.
+pub(crate) fn test_programs(ws: &Workspace) -> Result<TestPrograms> {
+    let [threads, probe] = el0(ws, ["el0-threads", "kvm-probe"])?;
+    Ok(TestPrograms { threads, probe })
+}
+
+/// Builds these programs of umbra-init and umbra-vmm, and nothing else that lies beside them.
+fn el0<const N: usize>(ws: &Workspace, names: [&str; N]) -> Result<[PathBuf; N]> {
+    let mut cmd = command(ws);
+    cmd.args(["build", "--locked", "--release", "--target", LINUX]);
+    cmd.args(["-p", "umbra-init", "-p", "umbra-vmm"]);
+    run(cmd.args(names.iter().flat_map(|name| ["--bin", name])))?;
+    let folder = ws.target().join(LINUX).join("release");
+    Ok(names.map(|name| folder.join(name)))
+}
+
+/// The Images of the guest payloads, by name.
+pub(crate) type Payloads = BTreeMap<String, PathBuf>;
+
+/// The payloads' source files, by the name they have in guests/src/bin without the ending.
+pub(crate) fn payload_sources(ws: &Workspace) -> Result<Vec<(String, PathBuf)>> {
     let dir = ws.root().join("guests/src/bin");
-    if !dir.is_dir() {
-        return Ok(Vec::new());
-    }
     let mut found = Vec::new();
     for entry in fs::read_dir(&dir).with_context(|| format!("{}", dir.display()))? {
         let path = entry?.path();
@@ -125,11 +136,7 @@ fn payload_sources(ws: &Workspace) -> Result<Vec<(String, PathBuf)>> {
 }
 
 /// Builds all guest payloads.
-pub(crate) fn payloads(ws: &Workspace) -> Result<Vec<Payload>> {
-    let sources = payload_sources(ws)?;
-    if sources.is_empty() {
-        return Ok(Vec::new());
-    }
+pub(crate) fn payloads(ws: &Workspace) -> Result<Payloads> {
     run(command(ws).args([
         "build",
         "--locked",
@@ -141,15 +148,11 @@ pub(crate) fn payloads(ws: &Workspace) -> Result<Vec<Payload>> {
         BARE,
     ]))?;
     let folder = ws.folder("image")?;
-    let mut built = Vec::new();
-    for (name, source) in sources {
+    let mut built = Payloads::new();
+    for (name, _) in payload_sources(ws)? {
         let image = folder.join(format!("payload-{name}.Image"));
         image::write(&ws.target().join(BARE).join("release").join(&name), &image)?;
-        built.push(Payload {
-            name,
-            image,
-            source,
-        });
+        built.insert(name, image);
     }
     Ok(built)
 }
@@ -157,7 +160,7 @@ pub(crate) fn payloads(ws: &Workspace) -> Result<Vec<Payload>> {
 /// `cargo xtask image`: the Image of the release kernel, and an initrd if one is asked for.
 pub(crate) fn image_command(ws: &Workspace, out: Option<PathBuf>, initrd: &[String]) -> Result<()> {
     setup::for_build(ws)?;
-    let kernel = kernel(ws, Profile::Release, None)?;
+    let kernel = kernel(ws, Profile::Release)?;
     let out = match out {
         Some(out) => out,
         None => ws.folder("image")?.join("umbra.Image"),

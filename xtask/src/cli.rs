@@ -133,8 +133,9 @@ pub(crate) struct TestArgs {
     /// The QEMU program to use.
     #[arg(long)]
     pub(crate) qemu: Option<PathBuf>,
-    /// `sabotage` (break each safeguard in turn and demand that a test notices), or parts of test names.
-    #[arg(value_name = "sabotage|FILTER")]
+    /// Only tests with one of these in their name. `sabotage` takes those that leave out each
+    /// safeguard of umbra in turn and demand that another test notices.
+    #[arg(value_name = "FILTER")]
     pub(crate) filters: Vec<String>,
 }
 

@@ -54,6 +54,11 @@ impl BootArgs {
         self.value("umbra.exit") == Some("semihosting")
     }
 
+    /// The safeguard to leave out, in a build for testing.
+    pub(crate) fn sabotage(self) -> Option<&'static str> {
+        self.value("umbra.sabotage")
+    }
+
     /// The first program's path and arguments, argv\[0\] included.
     pub(crate) fn first_program(self) -> Vec<String> {
         let path = unquote(self.value("init").unwrap_or("/init"));

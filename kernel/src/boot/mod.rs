@@ -14,6 +14,8 @@ use crate::{console, irq, mem, sched};
 
 /// Exit status of the machine after a panic.
 pub(crate) const STATUS_PANIC: u64 = 70;
+/// Exit status of the machine for a command line that asks what this build cannot do.
+const STATUS_USAGE: u64 = 2;
 
 static SEMIHOSTING: AtomicBool = AtomicBool::new(false);
 
@@ -42,6 +44,13 @@ pub(crate) fn primary(device_tree: Pa) -> ! {
     }
     SEMIHOSTING.store(machine.bootargs.semihosting(), Ordering::Relaxed);
     log::info!("umbra {} at EL2", env!("CARGO_PKG_VERSION"));
+    if let Some(id) = machine.bootargs.sabotage() {
+        if !umbra_hw::sabotage::select(id) {
+            log::error!("this build cannot leave out {id}");
+            end(STATUS_USAGE);
+        }
+        log::info!("sabotaged: {id}");
+    }
 
     let mut reserved = machine.reserved.clone();
     for range in [

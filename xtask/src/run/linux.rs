@@ -35,7 +35,7 @@ pub(crate) fn run(ws: &Workspace, args: &LinuxArgs) -> Result<ExitCode> {
     setup::for_build(ws)?;
     let qemu = setup::qemu(ws, args.machine.qemu.as_deref())?;
     let guest = prepare(ws, args)?;
-    let kernel = step("build umbra", || build::kernel(ws, Profile::Release, None))?;
+    let kernel = step("build umbra", || build::kernel(ws, Profile::Release))?;
     let programs = step("build init and umbra-vmm", || build::programs(ws))?;
     let items = [
         Item::from_file("/init", &programs.init)?,

@@ -29,7 +29,7 @@ pub(crate) fn run(ws: &Workspace, args: &ProgramArgs) -> Result<ExitCode> {
     check(&elf, &args.path)?;
     setup::for_build(ws)?;
     let qemu = setup::qemu(ws, args.machine.qemu.as_deref())?;
-    let kernel = step("build umbra", || build::kernel(ws, Profile::Release, None))?;
+    let kernel = step("build umbra", || build::kernel(ws, Profile::Release))?;
     let mut log = Transcript::new(ws, "program")?;
     log.used("program", &args.path)?;
     let machine = machine(ws, "program", kernel.image, args)?;

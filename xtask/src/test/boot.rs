@@ -2,10 +2,10 @@
 //! case came out.
 
 use super::cases::{Case, HELLO, Work};
-use super::judge::{Part, judge, parts};
+use super::judge::{Part, Passed, judge, parts};
 use super::report::{Tally, tail};
 use crate::bootargs::BootArgs;
-use crate::build::{Kernel, Programs};
+use crate::build::{Kernel, Payloads, Programs, TestPrograms};
 use crate::cargo::shell_word;
 use crate::guest::{self, Item};
 use crate::hash;
@@ -29,11 +29,23 @@ pub(crate) struct Bench<'a> {
     /// The emulator.
     pub(crate) qemu: &'a Qemu,
     /// umbra; the reference cases do without.
-    pub(crate) kernel: Option<&'a Kernel>,
+    pub(crate) kernel: Option<Kernel>,
     /// The programs of EL0.
     pub(crate) programs: &'a Programs,
+    /// The programs of EL0 that only tests run.
+    pub(crate) tests: &'a TestPrograms,
+    /// The guest payloads.
+    pub(crate) payloads: &'a Payloads,
     /// What guests' reports must contain.
     pub(crate) nonce: &'a str,
+}
+
+/// What became of a case that booted alone.
+pub(crate) struct Alone {
+    /// The verdict.
+    pub(crate) result: Result<Passed, String>,
+    /// Everything the machine said.
+    pub(crate) console: String,
 }
 
 /// Cases grouped into boots: those that can share one do, by kind of work and number of CPUs.
@@ -63,32 +75,56 @@ impl Bench<'_> {
             return Ok(());
         };
         let name = match cases {
-            [one] => one.name.clone(),
+            [one] => one.name.replace('/', "-"),
             _ => format!(
                 "{}-{}",
                 first.name.split('/').next().unwrap_or_default(),
                 first.cpus
             ),
         };
-        let mut log = Transcript::new(self.ws, &format!("test-{name}"))?;
-        let machine = self.machine(&name, cases, &mut log)?;
-        // The machine's own start, then each case's time.
-        let limit = Duration::from_secs(10 + cases.iter().map(|c| c.limit).sum::<u64>());
-        let symbols = match self.kernel {
-            Some(kernel) => Symbols::read(&kernel.elf)?,
-            None => Symbols::default(),
-        };
-        let outcome = machine.run(self.qemu, &mut log, limit, &symbols, |_| {})?;
+        let (outcome, log) = self.boot(&name, cases, None)?;
         let seconds = outcome.seconds / cases.len() as f64;
-        let log = self.ws.show(log.path()).to_string();
         for (case, result) in cases.iter().zip(self.results(cases, &outcome)?) {
-            let result = result.map_err(|why| format!("{}\n    see {log}", why.trim_end()));
-            tally.result(&case.name, seconds, result);
+            match result {
+                Ok(passed) => {
+                    tally.pass(&format!("{}{}", case.name, passed.checks()), seconds);
+                    for (check, why) in &passed.skipped {
+                        tally.skip(check, why);
+                    }
+                }
+                Err(why) => tally.fail(&case.name, &format!("{}\n    see {log}", why.trim_end())),
+            }
         }
         Ok(())
     }
 
-    fn results(&self, cases: &[Case], outcome: &Outcome) -> Result<Vec<Result<(), String>>> {
+    /// Boots for one case alone, on a command line with one more word. `name` names the transcript.
+    pub(crate) fn run_one(&self, case: &Case, name: &str, word: Option<&str>) -> Result<Alone> {
+        let cases = std::slice::from_ref(case);
+        let name = format!("{}-{name}", case.name.replace('/', "-"));
+        let (outcome, _) = self.boot(&name, cases, word)?;
+        let result = self.results(cases, &outcome)?.remove(0);
+        Ok(Alone {
+            result,
+            console: outcome.console,
+        })
+    }
+
+    /// One boot; also the transcript's name.
+    fn boot(&self, name: &str, cases: &[Case], word: Option<&str>) -> Result<(Outcome, String)> {
+        let mut log = Transcript::new(self.ws, &format!("test-{name}"))?;
+        let machine = self.machine(name, cases, word, &mut log)?;
+        // The machine's own start, then each case's time.
+        let limit = Duration::from_secs(10 + cases.iter().map(|c| c.limit).sum::<u64>());
+        let symbols = match &self.kernel {
+            Some(kernel) => Symbols::read(&kernel.elf)?,
+            None => Symbols::default(),
+        };
+        let outcome = machine.run(self.qemu, &mut log, limit, &symbols, |_| {})?;
+        Ok((outcome, self.ws.show(log.path()).to_string()))
+    }
+
+    fn results(&self, cases: &[Case], outcome: &Outcome) -> Result<Vec<Result<Passed, String>>> {
         let ended = |console: &str| Part {
             output: console.to_owned(),
             status: match &outcome.end {
@@ -101,7 +137,8 @@ impl Bench<'_> {
             Work::First(..) => Ok(vec![judge(&cases[0], &ended(&outcome.console))]),
             Work::Reference(_) => {
                 let same = self.same_vmm(&outcome.console)?;
-                Ok(vec![judge(&cases[0], &ended(&outcome.console)).and(same)])
+                let judged = judge(&cases[0], &ended(&outcome.console));
+                Ok(vec![judged.and_then(|passed| same.map(|()| passed))])
             }
             Work::Program(..) | Work::Payload(..) | Work::Linux(_) => Ok(by_part(cases, outcome)),
         }
@@ -119,15 +156,22 @@ impl Bench<'_> {
         )))
     }
 
-    fn machine(&self, name: &str, cases: &[Case], log: &mut Transcript) -> Result<Machine> {
-        let file = format!("test-{}.cpio", name.replace('/', "-"));
+    fn machine(
+        &self,
+        name: &str,
+        cases: &[Case],
+        word: Option<&str>,
+        log: &mut Transcript,
+    ) -> Result<Machine> {
+        let file = format!("test-{name}.cpio");
         let cpus = cases[0].cpus;
         if let Work::Reference(flavour) = &cases[0].work {
             return self.reference(&file, *flavour, cpus, log);
         }
         let mut items = vec![
             Item::from_file("/bin/busybox", &setup::busybox(self.ws)?)?,
-            Item::from_file("/bin/el0-threads", &self.programs.threads)?,
+            Item::from_file("/bin/el0-threads", &self.tests.threads)?,
+            Item::from_file("/bin/kvm-probe", &self.tests.probe)?,
             Item::text("/hello.txt", HELLO),
         ];
         let append = match &cases[0].work {
@@ -135,6 +179,7 @@ impl Bench<'_> {
                 let args = args.iter().map(|a| (*a).to_owned()).collect();
                 BootArgs::new(file.path(), args)
                     .with("umbra.quiet")
+                    .with_all(word)
                     .render()?
             }
             _ => {
@@ -148,14 +193,14 @@ impl Bench<'_> {
                     }
                     argv.extend(self.command(case, &mut items, log)?);
                 }
-                BootArgs::new("/init", argv).render()?
+                BootArgs::new("/init", argv).with_all(word).render()?
             }
         };
         let initrd = guest::save(self.ws, &file, &guest::initrd(&items)?)?;
-        let kernel = self.kernel.context("umbra was not built")?.image.clone();
+        let kernel = self.kernel.as_ref().context("umbra was not built")?;
         Ok(Machine {
             cpus,
-            kernel,
+            kernel: kernel.image.clone(),
             initrd,
             append,
         })
@@ -175,9 +220,10 @@ impl Bench<'_> {
                     .chain(args)
                     .collect())
             }
-            Work::Payload(payload, options) => {
-                let path = format!("/guest/{}", payload.name);
-                items.push(Item::from_file(&path, &payload.image)?);
+            Work::Payload(name, options) => {
+                let path = format!("/guest/{name}");
+                let image = self.payloads.get(name).context("no such payload")?;
+                items.push(Item::from_file(&path, image)?);
                 let head = ["/bin/umbra-vmm", "--kernel", &path].map(str::to_owned);
                 Ok(head.into_iter().chain(options.iter().cloned()).collect())
             }
@@ -251,7 +297,7 @@ impl Bench<'_> {
 }
 
 /// Judges the cases of a shared boot, in the order in which init ran them.
-fn by_part(cases: &[Case], outcome: &Outcome) -> Vec<Result<(), String>> {
+fn by_part(cases: &[Case], outcome: &Outcome) -> Vec<Result<Passed, String>> {
     let (mut found, rest) = parts(&outcome.console);
     let why = match &outcome.end {
         End::TimedOut(state) => late(state),

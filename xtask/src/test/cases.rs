@@ -1,11 +1,13 @@
 //! The on-target cases: one table, so that it is plain to see what is tested on a booted umbra.
 
-use crate::build::Payload;
+use crate::build;
 use crate::hash;
 use crate::run::report;
 use crate::setup::Flavour;
+use crate::workspace::Workspace;
 use anyhow::{Context, Result};
 use std::fs;
+use std::path::Path;
 
 /// The text file that programs are given, as /hello.txt.
 pub(crate) const HELLO: &str = "umbra has one shadow too few\n";
@@ -20,6 +22,8 @@ pub(crate) enum File {
     Busybox,
     /// Our Rust std program with threads, /bin/el0-threads.
     Threads,
+    /// Questions to /dev/kvm, /bin/kvm-probe.
+    Probe,
 }
 
 impl File {
@@ -28,6 +32,7 @@ impl File {
         match self {
             Self::Busybox => "/bin/busybox",
             Self::Threads => "/bin/el0-threads",
+            Self::Probe => "/bin/kvm-probe",
         }
     }
 }
@@ -42,8 +47,8 @@ pub(crate) enum Work {
     First(File, Vec<&'static str>, &'static str),
     /// A Debian guest on umbra-vmm on umbra.
     Linux(Flavour),
-    /// A payload on umbra-vmm on umbra, with further options for the VMM.
-    Payload(Payload, Vec<String>),
+    /// A payload, by its name, on umbra-vmm on umbra, with further options for the VMM.
+    Payload(String, Vec<String>),
     /// The same VMM and guest on Linux with KVM instead of umbra.
     Reference(Flavour),
 }
@@ -108,16 +113,16 @@ impl Case {
 }
 
 /// All cases, for a run with this nonce.
-pub(crate) fn all(nonce: &str, payloads: Vec<Payload>) -> Result<Vec<Case>> {
+pub(crate) fn all(ws: &Workspace, nonce: &str) -> Result<Vec<Case>> {
     let mut cases = fixed(nonce);
-    for payload in payloads {
-        cases.push(from_payload(payload)?);
+    for (name, source) in build::payload_sources(ws)? {
+        cases.push(from_payload(name, &source)?);
     }
     Ok(cases)
 }
 
 fn fixed(nonce: &str) -> Vec<Case> {
-    use File::{Busybox, Threads};
+    use File::{Busybox, Probe, Threads};
     use Work::{First, Linux, Program, Reference};
     let up = |cpus: u32| {
         let banner = format!("(?m)^umbra: {cpus} CPUs? up$");
@@ -170,6 +175,13 @@ fn fixed(nonce: &str) -> Vec<Case> {
         )
         .status(1),
         Case::new(
+            "kvm/probe",
+            2,
+            Program(Probe, vec!["--umbra"]),
+            120,
+            &suite("kvm-probe").each_ref().map(String::as_str),
+        ),
+        Case::new(
             "program/first-output",
             2,
             First(Busybox, vec!["cat", "hello.txt"], HELLO),
@@ -210,12 +222,18 @@ fn fixed(nonce: &str) -> Vec<Case> {
     ]
 }
 
+/// What a suite of checks says: at least one passed, and it came to its end.
+fn suite(name: &str) -> [String; 2] {
+    let end = format!("(?m)^done {}$", regex::escape(name));
+    [r"(?m)^ok \S".to_owned(), end]
+}
+
 /// A payload's case. Its source may say in its head, each on a line of its own:
 /// `//! umbra-vmm: OPTIONS…` (further options for the VMM) and `//! ends: reset`.
-fn from_payload(payload: Payload) -> Result<Case> {
-    let text = fs::read_to_string(&payload.source)
-        .with_context(|| format!("cannot read {}", payload.source.display()))?;
-    let name = format!("payload/{}", payload.name);
+fn from_payload(payload: String, source: &Path) -> Result<Case> {
+    let text =
+        fs::read_to_string(source).with_context(|| format!("cannot read {}", source.display()))?;
+    let name = format!("payload/{payload}");
     let directive = |key: &str| {
         let head = text.lines().take_while(|l| l.starts_with("//!"));
         head.filter_map(|l| l.trim_start_matches("//!").trim().strip_prefix(key))
@@ -228,22 +246,16 @@ fn from_payload(payload: Payload) -> Result<Case> {
     } else {
         0
     };
-    let case = Case::new(
-        &name,
-        2,
-        Work::Payload(payload, options),
-        30,
-        &["(?m)^ok \\S"],
-    );
+    let expect = suite(&payload);
+    let expect = expect.each_ref().map(String::as_str);
+    let case = Case::new(&name, 2, Work::Payload(payload, options), 60, &expect);
     Ok(case.status(status))
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Case, Work, fixed, from_payload};
-    use crate::build::Payload;
     use std::collections::BTreeSet;
-    use std::path::PathBuf;
 
     #[test]
     fn names_are_unique_and_patterns_are_regular() {
@@ -270,13 +282,7 @@ mod tests {
         let source = std::env::temp_dir().join(format!("umbra-payload-{}.rs", std::process::id()));
         let case = |text: &str| {
             std::fs::write(&source, text).unwrap();
-            let image = PathBuf::from("x");
-            from_payload(Payload {
-                name: "p".into(),
-                image,
-                source: source.clone(),
-            })
-            .unwrap()
+            from_payload("p".into(), &source).unwrap()
         };
         let plain = case("//! A question.\n\n//! umbra-vmm: --cpus 9\n");
         assert!(

@@ -49,8 +49,38 @@ fn end_of(line: &str) -> Option<Result<i32, String>> {
     }
 }
 
+/// What a part that is as expected said of its checks, if it is a suite.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Passed {
+    /// Lines `ok NAME`.
+    pub(crate) ok: usize,
+    /// Name and reason of each line `skip NAME: why`.
+    pub(crate) skipped: Vec<(String, String)>,
+}
+
+impl Passed {
+    fn of(output: &str) -> Self {
+        let skips = output.lines().filter_map(|l| l.strip_prefix("skip "));
+        Self {
+            ok: output.lines().filter(|l| l.starts_with("ok ")).count(),
+            skipped: skips
+                .map(|s| s.split_once(": ").unwrap_or((s, "no reason given")))
+                .map(|(name, why)| (name.to_owned(), why.to_owned()))
+                .collect(),
+        }
+    }
+
+    /// ": N checks", or nothing where there were none to count.
+    pub(crate) fn checks(&self) -> String {
+        match self.ok {
+            0 => String::new(),
+            n => format!(": {n} checks"),
+        }
+    }
+}
+
 /// Whether a part is what its case expects.
-pub(crate) fn judge(case: &Case, part: &Part) -> Result<(), String> {
+pub(crate) fn judge(case: &Case, part: &Part) -> Result<Passed, String> {
     let with_tail = |why: String| Err(format!("{why}\n{}", tail(&part.output, 40)));
     match &part.status {
         Ok(status) if *status == case.status => {}
@@ -74,7 +104,7 @@ pub(crate) fn judge(case: &Case, part: &Part) -> Result<(), String> {
             Err(error) => return Err(format!("{pattern}: {error}")),
         }
     }
-    Ok(())
+    Ok(Passed::of(&part.output))
 }
 
 #[cfg(test)]
@@ -132,6 +162,22 @@ mod tests {
         };
         assert!(judge(&wanted, &killed).is_err());
         assert!(judge(&case(program(), 7, &["x"]), &part("x", 7)).is_ok());
+    }
+
+    #[test]
+    fn checks_are_counted_and_skips_named() {
+        let wanted = case(Work::Program(File::Busybox, vec![]), 0, &["(?m)^done s$"]);
+        let passed = judge(
+            &wanted,
+            &part("ok s/a\nskip s/b: no such thing\nok s/c\ndone s\n", 0),
+        )
+        .unwrap();
+        assert_eq!(passed.checks(), ": 2 checks");
+        assert_eq!(
+            passed.skipped,
+            [("s/b".to_owned(), "no such thing".to_owned())]
+        );
+        assert!(judge(&wanted, &part("ok s/a\n", 0)).is_err(), "cut short");
     }
 
     #[test]

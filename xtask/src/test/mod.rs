@@ -12,9 +12,10 @@ mod sabotage;
 use crate::build::{self, Profile};
 use crate::cli::TestArgs;
 use crate::progress::{note, step};
+use crate::setup::Flavour;
 use crate::workspace::Workspace;
 use crate::{guest, setup};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use boot::{Bench, group};
 use cases::Case;
 use report::Tally;
@@ -37,22 +38,15 @@ impl Filter {
 /// Runs the tests; the exit status is a failure if one failed or none passed.
 pub(crate) fn run(ws: &Workspace, args: &TestArgs) -> Result<ExitCode> {
     let start = Instant::now();
-    setup::for_build(ws)?;
+    step("set-up", || setup::for_build(ws))?;
     let mut tally = Tally::default();
-    let (sabotage, words) = match args.filters.split_first() {
-        Some((first, rest)) if first == "sabotage" => (true, rest.to_vec()),
-        _ => (false, args.filters.clone()),
+    let filter = Filter {
+        words: args.filters.clone(),
     };
-    let filter = Filter { words };
-    if sabotage && args.host {
-        bail!("sabotage needs booted machines: it cannot be combined with --host");
-    }
-    if !sabotage {
-        host::run(ws, &filter, &mut tally)?;
-    }
+    stage("host", || host::run(ws, &filter, &mut tally))?;
     if !args.host {
         // What does not build is a failed test too: the last line is printed in any case.
-        if let Err(error) = on_target(ws, args, sabotage, &filter, &mut tally) {
+        if let Err(error) = on_target(ws, args, &filter, &mut tally) {
             tally.fail("on-target", &format!("{error:#}"));
         }
     }
@@ -63,51 +57,67 @@ pub(crate) fn run(ws: &Workspace, args: &TestArgs) -> Result<ExitCode> {
     Ok(tally.finish())
 }
 
-fn on_target(
-    ws: &Workspace,
-    args: &TestArgs,
-    sabotage: bool,
-    filter: &Filter,
-    tally: &mut Tally,
-) -> Result<()> {
-    let payloads = step("build guest payloads", || build::payloads(ws))?;
+/// One stage, and how long it took.
+fn stage<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    let value = work()?;
+    let seconds = start.elapsed().as_secs_f64();
+    note(&format!("stage {name}: {seconds:.1} s"));
+    Ok(value)
+}
+
+fn on_target(ws: &Workspace, args: &TestArgs, filter: &Filter, tally: &mut Tally) -> Result<()> {
     let nonce = guest::nonce()?;
-    let mut cases = cases::all(&nonce, payloads)?;
-    if !sabotage {
-        cases.retain(|case| filter.takes(&case.name));
-        cases.retain(|case| match case.full_only.filter(|_| !args.full) {
-            Some(why) => {
-                tally.skip(&case.name, &format!("only with --full: {why}"));
-                false
-            }
-            None => true,
-        });
-    }
-    if cases.is_empty() {
+    let all = cases::all(ws, &nonce)?;
+    let mut cases = all.clone();
+    cases.retain(|case| filter.takes(&case.name));
+    cases.retain(|case| match case.full_only.filter(|_| !args.full) {
+        Some(why) => {
+            tally.skip(&case.name, &format!("only with --full: {why}"));
+            false
+        }
+        None => true,
+    });
+    let mut sabotages = sabotage::list(ws.root())?;
+    sabotages.retain(|s| filter.takes(&s.name()));
+    if cases.is_empty() && sabotages.is_empty() {
         return Ok(());
     }
     let qemu = setup::qemu(ws, args.qemu.as_deref())?;
+    setup::guests(ws, &Flavour::ALL)?;
+    let payloads = step("build guest payloads", || build::payloads(ws))?;
     let programs = step("build init and umbra-vmm", || build::programs(ws))?;
-    if sabotage {
-        return sabotage::run(ws, &qemu, &programs, &nonce, &cases, tally);
-    }
-    let kernel = match cases.iter().any(Case::needs_umbra) {
+    let tests = step("build test programs", || build::test_programs(ws))?;
+    let umbra = cases.iter().any(Case::needs_umbra);
+    let kernel = match umbra {
         true => Some(step("build umbra with checks", || {
-            build::kernel(ws, Profile::Checked, None)
+            build::kernel(ws, Profile::Checked)
         })?),
         false => None,
     };
-    let bench = Bench {
+    let mut bench = Bench {
         ws,
         qemu: &qemu,
-        kernel: kernel.as_ref(),
+        kernel,
         programs: &programs,
+        tests: &tests,
+        payloads: &payloads,
         nonce: &nonce,
     };
-    for boot in group(cases) {
-        bench.run(&boot, tally)?;
+    stage("machines", || {
+        group(cases)
+            .iter()
+            .try_for_each(|boot| bench.run(boot, tally))
+    })?;
+    if sabotages.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    bench.kernel = Some(step("build umbra for sabotage", || {
+        build::kernel_for_sabotage(ws)
+    })?);
+    stage("sabotage", || {
+        sabotage::run(&bench, &sabotages, &all, tally)
+    })
 }
 
 #[cfg(test)]

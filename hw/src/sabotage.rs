@@ -1,0 +1,77 @@
+//! Safeguards that a build for testing can leave out, one at a time, so that the checks which should
+//! notice are checked themselves (`cargo xtask test sabotage`, `kernel/sabotage.txt`).
+//!
+//! Only a build with the feature `sabotage` can; in every other one [`left_out`] is the constant
+//! `false` and costs nothing. Barriers, instruction-cache maintenance and break-before-make are not
+//! among them: QEMU's TCG has no store buffer, no separate instruction cache and no TLB conflicts,
+//! so no test on it could notice. Neither could one notice that maintenance is missing when a CPU
+//! changes from one vCPU to another: VTTBR_EL2 changes too, and then TCG forgets the guest's part.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+macro_rules! safeguards {
+    ($($(#[$doc:meta])* $name:ident = $id:literal,)*) => {
+        /// A safeguard.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Safeguard {
+            $($(#[$doc])* $name,)*
+        }
+
+        const ALL: &[(&str, Safeguard)] = &[$(($id, Safeguard::$name),)*];
+    };
+}
+
+safeguards! {
+    /// TLB maintenance after stage-2 entries of a range changed.
+    Stage2Range = "stage2-range",
+    /// TLB maintenance after much of a stage 2 changed.
+    Stage2All = "stage2-all",
+    /// TLB maintenance after a process's mappings changed.
+    ProcessPages = "process-pages",
+    /// Telling VMs that their VMM's mappings change.
+    Notify = "notify",
+    /// Saving FP registers before somebody else's are loaded.
+    FpSave = "fp-save",
+    /// Taking SP_EL0 and the thread pointers back from a guest.
+    El0Registers = "el0-registers",
+    /// Saving a vCPU's EL1 registers before another's are loaded.
+    El1Registers = "el1-registers",
+    /// Sanitising the PSTATE that a VMM gives a guest.
+    Pstate = "pstate",
+    /// Clearing memory before it is handed out.
+    Clear = "clear",
+    /// Trapping debug registers and performance counters.
+    DebugTraps = "debug-traps",
+    /// Taking list registers back when a vCPU's registers are put away.
+    VgicSync = "vgic-sync",
+    /// Interrupting a CPU whose vCPU has something to look at.
+    Kick = "kick",
+    /// The timers' deadline while a vCPU waits.
+    WaitDeadline = "wait-deadline",
+    /// Sign extension of what a load from a device gives.
+    SignExtension = "sign-extension",
+    /// Hiding what a guest does not have from its ID registers.
+    IdRegisters = "id-registers",
+}
+
+/// Number + 1 of the safeguard that is left out.
+static SELECTED: AtomicU32 = AtomicU32::new(0);
+
+/// Leaves out the safeguard of this name from now on. False if this build cannot, or knows none such.
+pub fn select(id: &str) -> bool {
+    let found = ALL.iter().find(|(name, _)| *name == id);
+    match found {
+        Some((_, safeguard)) if cfg!(feature = "sabotage") => {
+            SELECTED.store(*safeguard as u32 + 1, Ordering::Relaxed);
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Whether this safeguard is left out.
+#[inline]
+pub fn left_out(safeguard: Safeguard) -> bool {
+    cfg!(feature = "sabotage") && SELECTED.load(Ordering::Relaxed) == safeguard as u32 + 1
+}

@@ -4,6 +4,8 @@ use crate::regs::{insn, mrs, msr};
 
 /// The interrupt of umbra's own timer.
 pub const HYP_TIMER_PPI: u32 = 26;
+/// The interrupt of EL2's virtual timer: umbra leaves its own alone, a guest hypervisor has one.
+pub const HYP_VIRT_TIMER_PPI: u32 = 28;
 /// The interrupt of a guest's virtual timer.
 pub const VIRT_TIMER_PPI: u32 = 27;
 /// The interrupt of a guest's physical timer.

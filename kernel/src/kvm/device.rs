@@ -37,8 +37,6 @@ use crate::mm::Mm;
 
 /// Private interrupts: what NR_IRQS counts before anybody said more.
 const PRIVATE_IRQS: u32 = 32;
-/// The maintenance interrupt unless the VMM names another: the one GICs are wired with.
-const DEFAULT_MAINT_IRQ: u32 = 25;
 
 /// What a device-attribute ioctl asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,12 +161,11 @@ fn has(vm: &Vm, attr: &DeviceAttr) -> Result<(), Errno> {
         | Attr::RedistRegion
         | Attr::NrIrqs
         | Attr::Init
+        | Attr::SavePendingTables
         | Attr::LineLevel { .. }
         | Attr::MaintIrq => true,
         Attr::Register(frame, offset) => has_register(frame, offset),
         Attr::SysReg { instr, .. } => IccReg::from_enc(SysReg::from_id(instr)).is_some(),
-        // There are no LPIs whose tables could be saved.
-        Attr::SavePendingTables => false,
     };
     if there { Ok(()) } else { Err(Errno::ENXIO) }
 }
@@ -193,7 +190,8 @@ fn set(vm: &Vm, mm: &Mm, attr: &DeviceAttr) -> Result<(), Errno> {
         Attr::NrIrqs => set_nr_irqs(vm, read_struct(mm, attr.addr)?),
         Attr::Init => init(vm),
         Attr::MaintIrq => set_maint_irq(vm, read_struct(mm, attr.addr)?),
-        Attr::SavePendingTables => Err(Errno::ENXIO),
+        // There are no LPIs, so there is nothing to write to their tables.
+        Attr::SavePendingTables => with_all_stopped(vm, || Ok(())),
     }
 }
 
@@ -222,7 +220,7 @@ fn get(vm: &Vm, mm: &Mm, attr: &DeviceAttr) -> Result<(), Errno> {
         }
         Attr::NrIrqs => write_struct(mm, attr.addr, &nr_irqs(vm)),
         Attr::MaintIrq => {
-            let irq = vm.gic.layout.lock().maint_irq.unwrap_or(DEFAULT_MAINT_IRQ);
+            let irq = vm.gic.layout.lock().maint_irq.unwrap_or(0);
             write_struct(mm, attr.addr, &irq)
         }
         Attr::Init | Attr::SavePendingTables => Err(Errno::ENXIO),
@@ -251,6 +249,9 @@ fn nr_irqs(vm: &Vm) -> u32 {
 }
 
 fn set_maint_irq(vm: &Vm, irq: u32) -> Result<(), Errno> {
+    if vm.gic.is_initialised() {
+        return Err(Errno::EBUSY);
+    }
     // A private interrupt that is no SGI.
     if !(16..PRIVATE_IRQS).contains(&irq) {
         return Err(Errno::EINVAL);

@@ -2,14 +2,14 @@
 
 use alloc::sync::Arc;
 
-use umbra_abort::{Abort, Context, SErrorEffect, classify};
+use umbra_abort::{Abort, Context, SErrorEffect, World, classify};
 use umbra_arm64::esr::WfxKind;
 use umbra_arm64::{Ec, Esr, Gva, Hpfar, Ipa, Syndrome};
 use umbra_kvm_abi::exit::{Exit as VmmExit, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON};
 
 use super::run::Next;
 use super::vcpu::{State, Vcpu, has_ras};
-use super::{fault, firmware, inject, sysreg};
+use super::{fault, firmware, inject, nested, sysreg};
 use crate::trace::{self, Event};
 
 /// A synchronous exit.
@@ -24,6 +24,11 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
                 WfxKind::Wfe | WfxKind::Wfet => Next::Interrupt,
             }
         }
+        Syndrome::Hvc(immediate) if state.world == World::VirtualEl2 => {
+            inject::hypervisor_call(vcpu, state, immediate);
+            Next::Guest
+        }
+        Syndrome::Eret(_) if state.world == World::VirtualEl2 => nested::eret(vcpu, state),
         Syndrome::Hvc(_) => firmware::call(vcpu, state, false),
         // An SMC traps before it takes effect: PC is still on it (Arm ARM D1.3.5).
         Syndrome::Smc(immediate) => {
@@ -36,9 +41,10 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
             }
         }
         Syndrome::SysReg(trap) => sysreg::access(vcpu, state, trap),
-        Syndrome::DataAbort { .. } | Syndrome::InstructionAbort { .. } | Syndrome::SError(_) | Syndrome::IllegalState => {
-            abort(vcpu, state, esr, far, hpfar)
-        }
+        Syndrome::DataAbort { .. }
+        | Syndrome::InstructionAbort { .. }
+        | Syndrome::SError(_)
+        | Syndrome::IllegalState => abort(vcpu, state, esr, far, hpfar),
         Syndrome::FpAccess
         | Syndrome::SveAccess
         | Syndrome::SmeAccess
@@ -59,7 +65,10 @@ fn undefined(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr) -> Next {
 }
 
 fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) -> Next {
-    let context = Context { ras: has_ras(), world: vcpu.world() };
+    let context = Context {
+        ras: has_ras(),
+        world: state.world,
+    };
     match classify::<Ipa>(esr, Gva::new(far), Some(Hpfar::new(hpfar)), context) {
         Abort::Stage2(fault) => fault::stage2(vcpu, state, fault),
         Abort::Sea(sea) => {
@@ -77,12 +86,18 @@ fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) ->
             inject::exclusive(vcpu, state, gva);
             Next::Guest
         }
-        Abort::Unexpected { instruction, gva, .. } => {
+        Abort::Unexpected {
+            instruction, gva, ..
+        } => {
             inject::external_abort(vcpu, state, instruction, gva, None);
             Next::Guest
         }
         Abort::IllegalReturn | Abort::Vncr(_) | Abort::AtEl2 | Abort::NotAnAbort(_) => {
-            log::error!("vCPU {}: exit that no guest can cause, ESR {:#x}", vcpu.id, esr.raw());
+            log::error!(
+                "vCPU {}: exit that no guest can cause, ESR {:#x}",
+                vcpu.id,
+                esr.raw()
+            );
             Next::Vmm(VmmExit::InternalError {
                 suberror: KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
                 data: [esr.raw(), far, hpfar],
@@ -94,7 +109,10 @@ fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) ->
 
 /// An asynchronous physical SError while the guest ran.
 pub(super) fn serror(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64) -> Next {
-    let context = Context { ras: has_ras(), world: vcpu.world() };
+    let context = Context {
+        ras: has_ras(),
+        world: state.world,
+    };
     match classify::<Ipa>(Esr::new(esr), Gva::new(0), None, context) {
         Abort::SError(effect) => serror_effect(vcpu, state, effect),
         _ => Next::Guest,
@@ -105,7 +123,9 @@ fn serror_effect(vcpu: &Arc<Vcpu>, state: &mut State, effect: SErrorEffect) -> N
     match effect {
         SErrorEffect::Resume => log::warn!("vCPU {}: a corrected memory error", vcpu.id),
         SErrorEffect::InjectIntoGuest => state.pending_serror = Some(None),
-        SErrorEffect::Fatal => panic!("an uncontainable memory error: nothing that umbra holds can be trusted"),
+        SErrorEffect::Fatal => {
+            panic!("an uncontainable memory error: nothing that umbra holds can be trusted")
+        }
     }
     Next::Guest
 }

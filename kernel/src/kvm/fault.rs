@@ -34,7 +34,9 @@ pub(super) fn stage2(vcpu: &Arc<Vcpu>, state: &mut State, fault: Stage2Fault<Ipa
     state.last_far = fault.gva.raw();
     let slot = vm.memory.lock().slot_at(ipa);
     let lies = lies(vcpu, ipa, slot);
-    let capabilities = Capabilities { nisv_to_user: vm.options.lock().nisv_to_user };
+    let capabilities = Capabilities {
+        nisv_to_user: vm.options.lock().nisv_to_user,
+    };
     match resolve_canonical(&fault, ipa, lies, capabilities) {
         Action::Map { write, exec, .. } => match slot {
             Some(slot) => map(vcpu, ipa, slot, write, exec),
@@ -44,8 +46,13 @@ pub(super) fn stage2(vcpu: &Arc<Vcpu>, state: &mut State, fault: Stage2Fault<Ipa
             vm.memory.lock().make_young(ipa);
             Next::Guest
         }
-        Action::InjectSea { instruction, on_walk } => {
-            let level = on_walk.then(|| inject::stage1_level(vcpu, fault.gva, ipa)).flatten();
+        Action::InjectSea {
+            instruction,
+            on_walk,
+        } => {
+            let level = on_walk
+                .then(|| inject::stage1_level(vcpu, fault.gva, ipa))
+                .flatten();
             inject::external_abort(vcpu, state, instruction, fault.gva, level);
             Next::Guest
         }
@@ -54,9 +61,10 @@ pub(super) fn stage2(vcpu: &Arc<Vcpu>, state: &mut State, fault: Stage2Fault<Ipa
             Next::Guest
         }
         Action::Mmio { ipa, access, write } => mmio::access(vcpu, state, ipa, access, write),
-        Action::NisvExit { ipa } => {
-            Next::Vmm(VmmExit::ArmNisv { esr_iss: fault_iss(&fault), fault_ipa: ipa.raw() })
-        }
+        Action::NisvExit { ipa } => Next::Vmm(VmmExit::ArmNisv {
+            esr_iss: fault_iss(&fault),
+            fault_ipa: ipa.raw(),
+        }),
         Action::SkipCacheOp => {
             exit::skip(state);
             Next::Guest
@@ -95,19 +103,29 @@ fn lies(vcpu: &Vcpu, ipa: Ipa, slot: Option<Slot>) -> Lies {
 }
 
 fn memory_fault(ipa: Ipa) -> Next {
-    Next::Vmm(VmmExit::MemoryFault { flags: 0, gpa: ipa.align_down(4096).raw(), size: 4096 })
+    Next::Vmm(VmmExit::MemoryFault {
+        flags: 0,
+        gpa: ipa.align_down(4096).raw(),
+        size: 4096,
+    })
 }
 
 /// Brings the VMM's page in and maps it for the guest.
 fn map(vcpu: &Arc<Vcpu>, ipa: Ipa, slot: Slot, write: bool, exec: bool) -> Next {
     let vm = &vcpu.vm;
-    let Some(hva) = slot.hva_of(ipa) else { return Next::Guest };
+    let Some(hva) = slot.hva_of(ipa) else {
+        return Next::Guest;
+    };
     let access = if write { Prot::RW } else { Prot::READ };
-    let mapped = vm.mm.with_page(hva, access, |view| vm.memory.lock().map(ipa, &slot, &view, exec));
+    let mapped = vm.mm.with_page(hva, access, |view| {
+        vm.memory.lock().map(ipa, &slot, &view, exec)
+    });
     match mapped {
         Ok(Ok(()) | Err(NotMapped::Retry)) => Next::Guest,
         Ok(Err(NotMapped::NoMemory)) | Err(MmFault::NoMemory) => Next::Fail(Errno::ENOMEM),
         // Linux answers EFAULT where the VMM's mapping does not allow it, and tells where.
-        Err(MmFault::NotMapped | MmFault::NotAllowed | MmFault::BeyondFile) => Next::Fail(Errno::EFAULT),
+        Err(MmFault::NotMapped | MmFault::NotAllowed | MmFault::BeyondFile) => {
+            Next::Fail(Errno::EFAULT)
+        }
     }
 }

@@ -25,7 +25,9 @@ impl VcpuView for View {
         self.0.get(index).map_or(0, |vcpu| vcpu.mpidr())
     }
     fn is_off(&self, index: usize) -> bool {
-        self.0.get(index).is_some_and(|vcpu| vcpu.power.lock().power == Power::Stopped)
+        self.0
+            .get(index)
+            .is_some_and(|vcpu| vcpu.power.lock().power == Power::Stopped)
     }
 }
 
@@ -67,27 +69,55 @@ fn psci(vcpu: &Arc<Vcpu>, state: &mut State, view: &View, action: PsciAction) ->
             Next::Wait
         }
         PsciAction::CpuOff => {
-            *vcpu.power.lock() = PowerState { power: Power::Stopped, start: None };
+            *vcpu.power.lock() = PowerState {
+                power: Power::Stopped,
+                start: None,
+            };
             vcpu.kick(request::POWER);
             Next::Interrupt
         }
-        PsciAction::CpuOn { target, entry, context } => {
+        PsciAction::CpuOn {
+            target,
+            entry,
+            context,
+        } => {
             // The new vCPU begins with the caller's endianness, as Linux does.
             let big_endian = vcpu.hw.lock().regs.get(Reg::SctlrEl1) >> 25 & 1 == 1;
             if let Some(target) = view.0.get(target) {
-                let start = Start { entry, context, big_endian };
-                *target.power.lock() = PowerState { power: Power::Runnable, start: Some(start) };
+                let start = Start {
+                    entry,
+                    context,
+                    big_endian,
+                };
+                *target.power.lock() = PowerState {
+                    power: Power::Runnable,
+                    start: Some(start),
+                };
                 target.kick(request::POWER);
             }
             state.frame.x[0] = SUCCESS as u64;
             Next::Guest
         }
-        PsciAction::SystemOff { flags } => system_event(&vcpu.vm, state, KVM_SYSTEM_EVENT_SHUTDOWN, flags),
-        PsciAction::SystemReset { flags } => system_event(&vcpu.vm, state, KVM_SYSTEM_EVENT_RESET, flags),
+        PsciAction::SystemOff { flags } => {
+            system_event(&vcpu.vm, state, KVM_SYSTEM_EVENT_SHUTDOWN, flags)
+        }
+        PsciAction::SystemReset { flags } => {
+            system_event(&vcpu.vm, state, KVM_SYSTEM_EVENT_RESET, flags)
+        }
         PsciAction::SystemSuspend { entry, context } => {
-            let start = Start { entry, context, big_endian: false };
-            *vcpu.power.lock() = PowerState { power: Power::Suspended, start: Some(start) };
-            Next::Vmm(VmmExit::SystemEvent { kind: KVM_SYSTEM_EVENT_SUSPEND, flags: 0 })
+            let start = Start {
+                entry,
+                context,
+                big_endian: false,
+            };
+            *vcpu.power.lock() = PowerState {
+                power: Power::Suspended,
+                start: Some(start),
+            };
+            Next::Vmm(VmmExit::SystemEvent {
+                kind: KVM_SYSTEM_EVENT_SUSPEND,
+                flags: 0,
+            })
         }
     }
 }

@@ -8,7 +8,6 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use umbra_arm64::Ipa;
 use umbra_hw::sync::SpinLock;
-use umbra_hw::timer::{PHYS_TIMER_PPI, VIRT_TIMER_PPI};
 use umbra_kvm_abi::irq::{IrqFd, IrqLevel, IrqLine};
 use umbra_linux::Errno;
 use umbra_vgic::{
@@ -75,16 +74,23 @@ impl Gic {
             })
             .collect();
         let vtr = Vtr::from_bits(umbra_hw::vgic::vtr());
-        let mut vgic = Vgic::new(&Config { nr_irqs, affinities: &affinities, vtr }).map_err(|error| match error {
+        let mut vgic = Vgic::new(&Config {
+            nr_irqs,
+            affinities: &affinities,
+            vtr,
+        })
+        .map_err(|error| match error {
             umbra_vgic::ConfigError::NoVcpus => Errno::ENODEV,
             umbra_vgic::ConfigError::NoMemory => Errno::ENOMEM,
             umbra_vgic::ConfigError::NrIrqs
             | umbra_vgic::ConfigError::TooManyVcpus
             | umbra_vgic::ConfigError::SameAffinity => Errno::EINVAL,
         })?;
+        let nested = vm.is_nested();
         for vcpu in 0..affinities.len() {
-            for ppi in [VIRT_TIMER_PPI, PHYS_TIMER_PPI] {
-                vgic.link_physical(vcpu, ppi, Some(ppi)).map_err(|_| Errno::EINVAL)?;
+            for (ppi, physical) in timer::links(nested) {
+                vgic.link_physical(vcpu, ppi, Some(physical))
+                    .map_err(|_| Errno::EINVAL)?;
             }
         }
         *self.vgic.lock() = Some(vgic);
@@ -124,7 +130,7 @@ impl Gic {
         let flushed = {
             let mut vgic = self.vgic.lock();
             let Some(vgic) = vgic.as_mut() else { return };
-            for (ppi, level) in lines {
+            for (ppi, level) in lines.into_iter().flatten() {
                 // Our own vCPU: what it changes is in the flush below.
                 let _ = vgic.set_level(index, ppi, level);
             }
@@ -135,9 +141,9 @@ impl Gic {
             flushed
         };
         loaded::load_lrs(&mut hw, flushed.hcr.with_en(true).into_bits());
-        for ppi in [VIRT_TIMER_PPI, PHYS_TIMER_PPI] {
+        for (ppi, physical) in timer::links(hw.virtual_el2) {
             if flushed.linked.linked & 1 << ppi != 0 {
-                umbra_hw::gic::set_private_active(ppi, flushed.linked.active & 1 << ppi != 0);
+                umbra_hw::gic::set_private_active(physical, flushed.linked.active & 1 << ppi != 0);
             }
         }
         drop(hw);
@@ -148,15 +154,27 @@ impl Gic {
     pub(super) fn has_pending(&self, vcpu: &Vcpu) -> bool {
         if !self.is_initialised() {
             let hw = vcpu.hw.lock();
-            return timer::lines(vcpu, &hw).iter().any(|&(_, level)| level);
+            return timer::lines(vcpu, &hw)
+                .iter()
+                .flatten()
+                .any(|&(_, level)| level);
         }
         self.refresh(vcpu);
         let vmcr = vcpu.hw.lock().cpuif.vmcr;
-        self.vgic.lock().as_ref().is_some_and(|vgic| vgic.has_pending(vcpu.index(), vmcr))
+        self.vgic
+            .lock()
+            .as_ref()
+            .is_some_and(|vgic| vgic.has_pending(vcpu.index(), vmcr))
     }
 
     /// A guest's access to an address: `None` if it is none of the GIC's. A read gives its value.
-    pub(super) fn mmio(&self, vcpu: &Vcpu, address: u64, len: u8, write: Option<u64>) -> Option<u64> {
+    pub(super) fn mmio(
+        &self,
+        vcpu: &Vcpu,
+        address: u64,
+        len: u8,
+        write: Option<u64>,
+    ) -> Option<u64> {
         if !self.is_initialised() {
             return None;
         }
@@ -203,15 +221,19 @@ impl Gic {
 
     /// A write to ICC_SGI1R_EL1 and its kin.
     pub(super) fn sgi(&self, vcpu: &Vcpu, register: SgiRegister, value: u64) {
-        self.with(&vcpu.vm, |vgic| ((), vgic.sgi(vcpu.index(), register, value)));
+        self.with(&vcpu.vm, |vgic| {
+            ((), vgic.sgi(vcpu.index(), register, value))
+        });
     }
 
     /// A trapped write to ICC_DIR_EL1.
     pub(super) fn deactivate(&self, vcpu: &Vcpu, intid: u32) {
         for _ in 0..16 {
-            let result = self.with(&vcpu.vm, |vgic| match vgic.deactivate(vcpu.index(), intid) {
-                Ok(kicks) => (Ok(()), kicks),
-                Err(refusal) => (Err(refusal), Kicks::NONE),
+            let result = self.with(&vcpu.vm, |vgic| {
+                match vgic.deactivate(vcpu.index(), intid) {
+                    Ok(kicks) => (Ok(()), kicks),
+                    Err(refusal) => (Err(refusal), Kicks::NONE),
+                }
             });
             match result {
                 Some(Err(Refusal::NeedsSync(vcpus))) => self.sync_vcpus(vcpu, vcpus),
@@ -264,7 +286,9 @@ impl EventSink for IrqSink {
         let Some(vm) = self.vm.upgrade() else { return };
         self.event.take();
         let intid = self.gsi + umbra_vgic::FIRST_SPI;
-        vm.gic.with(&vm, |vgic| ((), vgic.inject_edge(0, intid).unwrap_or(Kicks::NONE)));
+        vm.gic.with(&vm, |vgic| {
+            ((), vgic.inject_edge(0, intid).unwrap_or(Kicks::NONE))
+        });
     }
 }
 
@@ -285,7 +309,11 @@ pub(super) fn irqfd(vm: &Arc<Vm>, call: &Call<'_>, request: &IrqFd) -> Result<()
     if !vm.gic.layout.lock().created {
         return Err(Errno::EAGAIN);
     }
-    let sink = Arc::new(IrqSink { vm: Arc::downgrade(vm), gsi: request.gsi, event: event.clone() });
+    let sink = Arc::new(IrqSink {
+        vm: Arc::downgrade(vm),
+        gsi: request.gsi,
+        event: event.clone(),
+    });
     {
         let mut sinks = vm.gic.irqfds.lock();
         if sinks.iter().any(|other| Arc::ptr_eq(&other.event, &event)) {

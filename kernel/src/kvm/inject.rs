@@ -2,13 +2,16 @@
 
 use alloc::sync::Arc;
 
+use umbra_abort::World;
 use umbra_arm64::sysreg::Reg;
 use umbra_arm64::{Esr, Gva, Ipa, Level};
 use umbra_hw::guest::HwPstate;
 
+use super::nested;
 use super::vcpu::{Hw, State, Vcpu};
 
 const EC_UNKNOWN: u64 = 0x00;
+const EC_HVC: u64 = 0x16;
 const EC_INSTRUCTION_ABORT_LOWER: u64 = 0x20;
 const EC_INSTRUCTION_ABORT: u64 = 0x21;
 const EC_DATA_ABORT_LOWER: u64 = 0x24;
@@ -30,8 +33,42 @@ fn from_el0(state: &State) -> bool {
     state.frame.pstate().raw() & 0xf == 0
 }
 
-/// Takes an exception to EL1: ESR, FAR where it has one, and the vector.
+/// The registers of the level that takes the exception.
+struct Bank {
+    elr: Reg,
+    spsr: Reg,
+    esr: Reg,
+    far: Reg,
+    sctlr: Reg,
+    vbar: Reg,
+}
+
+const EL1: Bank = Bank {
+    elr: Reg::ElrEl1,
+    spsr: Reg::SpsrEl1,
+    esr: Reg::EsrEl1,
+    far: Reg::FarEl1,
+    sctlr: Reg::SctlrEl1,
+    vbar: Reg::VbarEl1,
+};
+
+const VIRTUAL_EL2: Bank = Bank {
+    elr: Reg::ElrEl2,
+    spsr: Reg::SpsrEl2,
+    esr: Reg::EsrEl2,
+    far: Reg::FarEl2,
+    sctlr: Reg::SctlrEl2,
+    vbar: Reg::VbarEl2,
+};
+
+/// Takes an exception to the level that runs the show, EL1 or virtual EL2: ESR, FAR where it has
+/// one, and the vector.
 fn take(hw: &mut Hw, state: &mut State, kind: Kind, esr: u64, far: Option<u64>) {
+    let bank = if state.world == World::VirtualEl2 {
+        VIRTUAL_EL2
+    } else {
+        EL1
+    };
     let old = state.frame.pstate().raw();
     let table = match old & 0xf {
         0 => 0x400,
@@ -39,13 +76,13 @@ fn take(hw: &mut Hw, state: &mut State, kind: Kind, esr: u64, far: Option<u64>) 
         _ => 0x200,
     };
     let regs = &mut hw.regs;
-    regs.set(Reg::ElrEl1, state.frame.pc);
-    regs.set(Reg::SpsrEl1, old);
-    regs.set(Reg::EsrEl1, esr);
+    regs.set(bank.elr, state.frame.pc);
+    regs.set(bank.spsr, nested::shown_pstate(state));
+    regs.set(bank.esr, esr);
     if let Some(far) = far {
-        regs.set(Reg::FarEl1, far);
+        regs.set(bank.far, far);
     }
-    let sctlr = regs.get(Reg::SctlrEl1);
+    let sctlr = regs.get(bank.sctlr);
     const PAN: u64 = 1 << 22;
     // Kept: N Z C V, DIT, PAN. Set: D A I F, PAN without SPAN, SSBS as DSSBS, TCO with MTE (hidden).
     let mut new = old & (0xf000_0000 | 1 << 24 | PAN) | 0x3c5;
@@ -55,7 +92,7 @@ fn take(hw: &mut Hw, state: &mut State, kind: Kind, esr: u64, far: Option<u64>) 
     if sctlr >> 44 & 1 == 1 {
         new |= 1 << 12;
     }
-    state.frame.pc = regs.get(Reg::VbarEl1).wrapping_add(table + kind as u64);
+    state.frame.pc = regs.get(bank.vbar).wrapping_add(table + kind as u64);
     if let Some(pstate) = HwPstate::new(new) {
         state.frame.set_pstate(pstate);
     }
@@ -63,7 +100,19 @@ fn take(hw: &mut Hw, state: &mut State, kind: Kind, esr: u64, far: Option<u64>) 
 
 /// An exception of unknown reason: the instruction is undefined to the guest.
 pub(super) fn undefined(vcpu: &Arc<Vcpu>, state: &mut State) {
-    take(&mut vcpu.hw.lock(), state, Kind::Sync, EC_UNKNOWN << 26 | IL, None);
+    take(
+        &mut vcpu.hw.lock(),
+        state,
+        Kind::Sync,
+        EC_UNKNOWN << 26 | IL,
+        None,
+    );
+}
+
+/// HVC at virtual EL2 goes to virtual EL2 itself.
+pub(super) fn hypervisor_call(vcpu: &Arc<Vcpu>, state: &mut State, immediate: u16) {
+    let esr = EC_HVC << 26 | IL | u64::from(immediate);
+    take(&mut vcpu.hw.lock(), state, Kind::Sync, esr, None);
 }
 
 fn abort_class(state: &State, instruction: bool) -> u64 {

@@ -24,12 +24,15 @@ pub(super) struct IoEvents {
 }
 
 fn same(a: &IoEventFd, b: &IoEventFd) -> bool {
-    (a.addr, a.len, a.datamatch, a.flags & !DEASSIGN) == (b.addr, b.len, b.datamatch, b.flags & !DEASSIGN)
+    (a.addr, a.len, a.datamatch, a.flags & !DEASSIGN)
+        == (b.addr, b.len, b.datamatch, b.flags & !DEASSIGN)
 }
 
 impl IoEvents {
     pub(super) fn new() -> Self {
-        Self { events: SpinLock::new("ioeventfds", 102, Vec::new()) }
+        Self {
+            events: SpinLock::new("ioeventfds", 102, Vec::new()),
+        }
     }
 
     /// The ioctl.
@@ -41,14 +44,19 @@ impl IoEvents {
         let mut events = self.events.lock();
         let found = events.iter().position(|other| same(&other.wanted, wanted));
         if wanted.flags & DEASSIGN != 0 {
-            let at = found.filter(|&at| Arc::ptr_eq(&events[at].event, &event)).ok_or(Errno::ENOENT)?;
+            let at = found
+                .filter(|&at| Arc::ptr_eq(&events[at].event, &event))
+                .ok_or(Errno::ENOENT)?;
             events.remove(at);
             return Ok(());
         }
         if found.is_some() {
             return Err(Errno::EEXIST);
         }
-        events.push(IoEvent { wanted: *wanted, event });
+        events.push(IoEvent {
+            wanted: *wanted,
+            event,
+        });
         Ok(())
     }
 
@@ -56,7 +64,9 @@ impl IoEvents {
     pub(super) fn signal(&self, address: u64, len: u32, value: u64) -> bool {
         let event = {
             let events = self.events.lock();
-            let found = events.iter().find(|event| event.wanted.matches(address, len, value));
+            let found = events
+                .iter()
+                .find(|event| event.wanted.matches(address, len, value));
             match found {
                 Some(found) => found.event.clone(),
                 None => return false,

@@ -9,6 +9,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use umbra_hw::guest::Machine;
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
 use umbra_hw::timer::{PHYS_TIMER_PPI, VIRT_TIMER_PPI};
 use umbra_hw::{MAX_CPUS, gic, vgic};
@@ -64,8 +65,13 @@ pub(super) fn put(vcpu: &Vcpu) {
 /// Loads `vcpu` here, if it is not; another vCPU that is goes first.
 pub(super) fn load(vcpu: &Arc<Vcpu>) {
     let cpu = umbra_hw::cpu();
-    if vcpu.hw.lock().regs.hw.is_loaded_here() {
-        return;
+    let cntvoff = vcpu.vm.counter_offset.load(Ordering::Acquire);
+    {
+        // A VMM may have moved the guest's counter since.
+        let hw = vcpu.hw.lock();
+        if hw.regs.hw.is_loaded_here() && hw.cntvoff == cntvoff {
+            return;
+        }
     }
     put(vcpu);
     put_loaded();
@@ -75,16 +81,17 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
         vtcr: vm.machine.vtcr(vm.ipa_bits),
         vmpidr: vcpu.mpidr(),
         vpidr: umbra_hw::idregs::read(0, 0),
-        cntvoff: vm.counter_offset.load(Ordering::Acquire),
+        cntvoff,
         mdcr: umbra_hw::guest::trap_debug_and_pmu(),
         pauth: has_pauth(),
-        virtual_el2: false,
+        virtual_el2: vcpu.hw.lock().virtual_el2,
     };
     trace::record(Event::Load, vcpu.index() as u64, 0);
     *LOADED[cpu].lock() = Some(vcpu.clone());
     {
         let mut hw = vcpu.hw.lock();
         hw.regs.hw.load(&machine);
+        hw.cntvoff = cntvoff;
         restore_interface(&hw);
     }
     // ASIDs are per vCPU: what another one of this VM left in this CPU's TLB must go.
@@ -105,7 +112,11 @@ fn put_here(vcpu: &Vcpu) {
         if !hw.regs.hw.is_loaded_here() {
             return;
         }
-        let kicks = sync_interface(vcpu, &mut hw);
+        let kicks = if left_out(Safeguard::VgicSync) {
+            Kicks::NONE
+        } else {
+            sync_interface(vcpu, &mut hw)
+        };
         save_interface(&mut hw);
         hw.regs.hw.save();
         kicks

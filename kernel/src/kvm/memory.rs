@@ -33,7 +33,8 @@ pub(super) struct Slot {
 
 impl Slot {
     fn contains(&self, ipa: Ipa) -> bool {
-        ipa.offset_from(self.base).is_some_and(|offset| offset < self.bytes)
+        ipa.offset_from(self.base)
+            .is_some_and(|offset| offset < self.bytes)
     }
 
     /// The VMM's address for an address of the VM in this slot.
@@ -42,7 +43,8 @@ impl Slot {
     }
 
     fn overlaps(&self, other: &Slot) -> bool {
-        self.base.raw() < other.base.raw() + other.bytes && other.base.raw() < self.base.raw() + self.bytes
+        self.base.raw() < other.base.raw() + other.bytes
+            && other.base.raw() < self.base.raw() + self.bytes
     }
 }
 
@@ -155,7 +157,12 @@ fn invalidate_tlb(vttbr: u64) -> impl FnMut(&TlbRequest) {
     move |request| {
         tlb::Stage2::with(vttbr, |stage2| match request.scope {
             // A long range costs more by page than the VM's refills.
-            Scope::Range { addr, bytes, level, leaf_only } => {
+            Scope::Range {
+                addr,
+                bytes,
+                level,
+                leaf_only,
+            } => {
                 let step = level.map_or(4096, |level| Granule::K4.level_bytes(level));
                 let count = bytes.div_ceil(step);
                 if count > 512 {
@@ -186,7 +193,11 @@ impl Memory {
         };
         let table = Canonical::new(config, &TablePages).ok()?;
         let vttbr = tlb::vttbr(table.root(), vmid.number());
-        Some(Self { slots: BTreeMap::new(), table: Some(table), vttbr })
+        Some(Self {
+            slots: BTreeMap::new(),
+            table: Some(table),
+            vttbr,
+        })
     }
 
     /// VTTBR_EL2 of the canonical table.
@@ -195,7 +206,9 @@ impl Memory {
     }
 
     fn table(&mut self) -> &mut Canonical {
-        self.table.as_mut().expect("the table lives as long as the VM")
+        self.table
+            .as_mut()
+            .expect("the table lives as long as the VM")
     }
 
     /// The slot that `ipa` lies in.
@@ -221,7 +234,10 @@ impl Memory {
                 return Ok(());
             }
         }
-        let taken = self.slots.iter().any(|(&other, existing)| other != id && existing.overlaps(&slot));
+        let taken = self
+            .slots
+            .iter()
+            .any(|(&other, existing)| other != id && existing.overlaps(&slot));
         if taken {
             return Err(SlotError::Overlap);
         }
@@ -234,7 +250,9 @@ impl Memory {
 
     fn evict(&mut self, base: Ipa, bytes: u64) {
         let vttbr = self.vttbr;
-        self.table().evict(base, bytes, &TablePages).finish(&TablePages, invalidate_tlb(vttbr));
+        self.table()
+            .evict(base, bytes, &TablePages)
+            .finish(&TablePages, invalidate_tlb(vttbr));
     }
 
     /// The VMM's pages of `span` change: unmaps what the guest sees of them.
@@ -285,16 +303,26 @@ impl Memory {
             granule: Granule::K4,
             table_limit: 1 << 30,
             ipa,
-            slot: SlotRange { ipa: slot.base, hva: slot.hva, bytes: slot.bytes },
+            slot: SlotRange {
+                ipa: slot.base,
+                hva: slot.hva,
+                bytes: slot.bytes,
+            },
             host_bytes: view.bytes,
             logging: false,
             guest_bytes: None,
         });
         let at = ipa.align_down(size);
-        let offset = hva.align_down(size).offset_from(view.start).ok_or(NotMapped::Retry)?;
+        let offset = hva
+            .align_down(size)
+            .offset_from(view.start)
+            .ok_or(NotMapped::Retry)?;
         let pa = Pa::new(view.pa.raw() + offset);
         // Rights that are there stay: a fetch must not take back what a store got.
-        let before = self.table().lookup(ipa, &TablePages).map(|leaf| leaf.attrs.rights);
+        let before = self
+            .table()
+            .lookup(ipa, &TablePages)
+            .map(|leaf| leaf.attrs.rights);
         let exec = exec || before.is_some_and(|rights| rights.exec_el1);
         let rights = Rights {
             read: true,
@@ -305,7 +333,9 @@ impl Memory {
         if exec {
             umbra_hw::mem::sync_instructions(pa, size);
         }
-        let result = self.table().map(at, pa, size, Attrs::normal(rights), &TablePages);
+        let result = self
+            .table()
+            .map(at, pa, size, Attrs::normal(rights), &TablePages);
         let vttbr = self.vttbr;
         match result {
             Ok(Mapped::Fresh | Mapped::Unchanged) => {}
@@ -336,7 +366,9 @@ impl Drop for Memory {
         if let Some(table) = self.table.take() {
             let vttbr = self.vttbr;
             umbra_hw::guest::unload_vttbr(vttbr);
-            table.destroy(&TablePages).finish(&TablePages, invalidate_tlb(vttbr));
+            table
+                .destroy(&TablePages)
+                .finish(&TablePages, invalidate_tlb(vttbr));
         }
         let number = (self.vttbr >> 48) as usize;
         VMIDS.lock()[number / 64] &= !(1 << (number % 64));

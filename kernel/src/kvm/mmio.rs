@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use umbra_arm64::Ipa;
 use umbra_arm64::esr::Access;
 use umbra_arm64::sysreg::Reg;
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_kvm_abi::exit::{Exit as VmmExit, MmioExit};
 use umbra_kvm_abi::run::{self as run_page, RunPage};
 
@@ -20,9 +21,22 @@ pub(super) struct PendingMmio {
 }
 
 /// A load or store of the guest at `ipa`.
-pub(super) fn access(vcpu: &Arc<Vcpu>, state: &mut State, ipa: Ipa, access: Access, write: bool) -> Next {
+pub(super) fn access(
+    vcpu: &Arc<Vcpu>,
+    state: &mut State,
+    ipa: Ipa,
+    access: Access,
+    write: bool,
+) -> Next {
     let len = access.size.bytes() as u32;
-    let data = write.then(|| swapped(vcpu, state, access, read_x(state, access.register) & mask(access)));
+    let data = write.then(|| {
+        swapped(
+            vcpu,
+            state,
+            access,
+            read_x(state, access.register) & mask(access),
+        )
+    });
     if let Some(value) = vcpu.vm.gic.mmio(vcpu, ipa.raw(), len as u8, data) {
         if !write {
             load(vcpu, state, access, value);
@@ -47,7 +61,9 @@ pub(super) fn access(vcpu: &Arc<Vcpu>, state: &mut State, ipa: Ipa, access: Acce
 
 /// The VMM has answered: finishes the instruction. An abort that it asked for instead wins.
 pub(super) fn complete(vcpu: &Arc<Vcpu>, state: &mut State, page: &dyn RunPage) {
-    let Some(pending) = state.pending_mmio.take() else { return };
+    let Some(pending) = state.pending_mmio.take() else {
+        return;
+    };
     if state.pending_abort {
         return;
     }
@@ -69,8 +85,16 @@ fn mask(access: Access) -> u64 {
 fn load(vcpu: &Vcpu, state: &mut State, access: Access, value: u64) {
     let value = swapped(vcpu, state, access, value & mask(access));
     let unused = 64 - 8 * access.size.bytes() as u32;
-    let value = if access.sign_extend { ((value << unused) as i64 >> unused) as u64 } else { value };
-    let value = if access.sixty_four { value } else { value & 0xffff_ffff };
+    let value = if access.sign_extend && !left_out(Safeguard::SignExtension) {
+        ((value << unused) as i64 >> unused) as u64
+    } else {
+        value
+    };
+    let value = if access.sixty_four {
+        value
+    } else {
+        value & 0xffff_ffff
+    };
     write_x(state, access.register, value);
 }
 
@@ -79,5 +103,9 @@ fn swapped(vcpu: &Vcpu, state: &State, access: Access, value: u64) -> u64 {
     let sctlr = vcpu.hw.lock().regs.get(Reg::SctlrEl1);
     let at_el0 = state.frame.pstate().raw() & 0xf == 0;
     let big_endian = sctlr >> if at_el0 { 24 } else { 25 } & 1 == 1;
-    if big_endian { value.swap_bytes() >> (64 - 8 * access.size.bytes()) } else { value }
+    if big_endian {
+        value.swap_bytes() >> (64 - 8 * access.size.bytes())
+    } else {
+        value
+    }
 }

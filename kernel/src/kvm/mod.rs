@@ -20,10 +20,11 @@ mod ioeventfd;
 mod loaded;
 mod memory;
 mod mmio;
+mod nested;
 mod onereg;
 mod regs;
-mod stage1;
 mod run;
+mod stage1;
 mod sysreg;
 mod system;
 mod timer;
@@ -50,13 +51,20 @@ fn errno(error: umbra_kvm_abi::Errno) -> Errno {
 }
 
 /// Reads a structure of the ABI from the process.
-fn read_struct<T: zerocopy::FromBytes + zerocopy::IntoBytes>(mm: &crate::mm::Mm, from: u64) -> Result<T, Errno> {
+fn read_struct<T: zerocopy::FromBytes + zerocopy::IntoBytes>(
+    mm: &crate::mm::Mm,
+    from: u64,
+) -> Result<T, Errno> {
     let mut value = T::new_zeroed();
     mm.read_bytes(umbra_arm64::Hva::new(from), value.as_mut_bytes())?;
     Ok(value)
 }
 
 /// Writes a structure of the ABI to the process.
-fn write_struct<T: zerocopy::IntoBytes + zerocopy::Immutable>(mm: &crate::mm::Mm, to: u64, value: &T) -> Result<(), Errno> {
+fn write_struct<T: zerocopy::IntoBytes + zerocopy::Immutable>(
+    mm: &crate::mm::Mm,
+    to: u64,
+    value: &T,
+) -> Result<(), Errno> {
     mm.write_bytes(umbra_arm64::Hva::new(to), value.as_bytes())
 }

@@ -17,9 +17,9 @@ use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_PSCI_0_2, VcpuFeatures};
 use umbra_linux::Errno;
 
 use super::sysreg::shown_id_regs;
-use super::vcpu::{State, Vcpu};
+use super::vcpu::{State, Vcpu, request};
 use super::vm::abi;
-use super::{loaded, read_struct, write_struct};
+use super::{read_struct, write_struct};
 use crate::mm::Mm;
 
 /// OSLSR_EL1.OSLK, all of the register that is not fixed.
@@ -280,9 +280,9 @@ fn write_timer(vcpu: &Vcpu, timer: TimerId, value: u64) {
         TimerId::VirtCount => {
             let offset = umbra_hw::timer::ticks().wrapping_sub(value);
             vcpu.vm.counter_offset.store(offset, Ordering::Release);
-            // CNTVOFF_EL2 is loaded with a vCPU: whoever is loaded has to be loaded again.
+            // CNTVOFF_EL2 is loaded with a vCPU. One that runs leaves the guest and is loaded again.
             for other in vcpu.vm.all_vcpus() {
-                loaded::put(&other);
+                other.kick(request::GIC);
             }
         }
         // The guest reads the machine's counter, which has no offset (docs/abi.md).

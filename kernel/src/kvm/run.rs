@@ -11,6 +11,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
+use umbra_abort::World;
 use umbra_hw::guest::{self, Exit};
 use umbra_hw::{HCR_AMO, HCR_API, HCR_APK, HCR_E2H, HCR_FMO, HCR_IMO, HCR_RW};
 use umbra_kvm_abi::exit::Exit as VmmExit;
@@ -39,8 +40,9 @@ pub(super) enum Next {
     Fail(Errno),
 }
 
-/// HCR_EL2 of a plain guest: everything that is not the guest's own to decide traps or is fixed.
-pub(super) fn hcr(features: VcpuFeatures) -> u64 {
+/// HCR_EL2 of a guest: everything that is not the guest's own to decide traps or is fixed. At virtual
+/// EL2, FEAT_NV2 and traps of what it says of translation come on top.
+pub(super) fn hcr(features: VcpuFeatures, world: World) -> u64 {
     const VM: u64 = 1 << 0;
     const SWIO: u64 = 1 << 1;
     const PTW: u64 = 1 << 2;
@@ -59,10 +61,31 @@ pub(super) fn hcr(features: VcpuFeatures) -> u64 {
     const TEA: u64 = 1 << 37;
     const FWB: u64 = 1 << 46;
     const TID5: u64 = 1 << 58;
-    let mut hcr = VM | SWIO | PTW | FB | BSU_IS | TWI | TID1 | TID2 | TID3 | TSC | TIDCP | TACR | TSW | TLOR | TID5;
+    let mut hcr = VM
+        | SWIO
+        | PTW
+        | FB
+        | BSU_IS
+        | TWI
+        | TID1
+        | TID2
+        | TID3
+        | TSC
+        | TIDCP
+        | TACR
+        | TSW
+        | TLOR
+        | TID5;
     hcr |= FWB | HCR_E2H | HCR_RW | HCR_IMO | HCR_FMO | HCR_AMO;
     if super::vcpu::has_ras() {
         hcr |= TEA | TERR;
+    }
+    if world == World::VirtualEl2 {
+        const TTLB: u64 = 1 << 25;
+        const NV: u64 = 1 << 42;
+        const AT: u64 = 1 << 44;
+        const NV2: u64 = 1 << 45;
+        hcr |= TTLB | NV | AT | NV2;
     }
     if features.has(KVM_ARM_VCPU_PTRAUTH_ADDRESS) {
         hcr |= HCR_API | HCR_APK;
@@ -131,7 +154,9 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
             }
         }
         Next::Fail(errno) => Err(errno),
-        Next::Guest | Next::Interrupt | Next::Wait => unreachable!("the loop ends for the VMM only"),
+        Next::Guest | Next::Interrupt | Next::Wait => {
+            unreachable!("the loop ends for the VMM only")
+        }
     }
 }
 

@@ -29,8 +29,14 @@ fn half(vcpu: &Vcpu, va: Gva) -> Option<Half> {
         (false, 1) | (true, 3) => 16,
         _ => return None,
     };
-    let input_bits = 64u32.checked_sub(size as u32).filter(|bits| (25..=48).contains(bits))?;
-    Some(Half { table: table & 0x0000_ffff_ffff_fffe, input_bits, page_shift })
+    let input_bits = 64u32
+        .checked_sub(size as u32)
+        .filter(|bits| (25..=48).contains(bits))?;
+    Some(Half {
+        table: table & 0x0000_ffff_ffff_fffe,
+        input_bits,
+        page_shift,
+    })
 }
 
 /// The level whose descriptor lies in the page `ipa`. `None` if the walk does not come by, or its

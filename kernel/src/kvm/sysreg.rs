@@ -5,13 +5,14 @@ use alloc::sync::Arc;
 use umbra_arm64::esr::SysRegTrap;
 use umbra_arm64::idreg::{self, Config, IdRegs, cache, masks};
 use umbra_arm64::sysreg::{self, Emulated, Reg, SgiGroup, SysReg, TimerReg, TrapAction};
-use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_PTRAUTH_ADDRESS, VcpuFeatures};
+use umbra_hw::sabotage::{Safeguard, left_out};
+use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_HAS_EL2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, VcpuFeatures};
 use umbra_vgic::SgiRegister;
 
 use super::exit::{read_x, skip, write_x};
-use super::inject;
 use super::run::Next;
 use super::vcpu::{State, Vcpu, request};
+use super::{inject, nested};
 
 /// What a vCPU with these features sees in its ID registers.
 pub(super) fn shown_id_regs(features: VcpuFeatures) -> IdRegs {
@@ -25,8 +26,18 @@ pub(super) fn shown_id_regs(features: VcpuFeatures) -> IdRegs {
         };
         hw.set(source, value);
     }
+    if left_out(Safeguard::IdRegisters) {
+        return hw;
+    }
     let pauth = features.has(KVM_ARM_VCPU_PTRAUTH_ADDRESS);
-    idreg::shown(&hw, &Config { pauth, nested: false, gicv3: true })
+    idreg::shown(
+        &hw,
+        &Config {
+            pauth,
+            nested: features.has(KVM_ARM_VCPU_HAS_EL2),
+            gicv3: true,
+        },
+    )
 }
 
 /// An MRS, MSR or system instruction that trapped.
@@ -44,7 +55,8 @@ pub(super) fn access(vcpu: &Arc<Vcpu>, state: &mut State, trap: SysRegTrap) -> N
             true
         }
         TrapAction::WriteIgnored => true,
-        TrapAction::Undef | TrapAction::Nested(_) => false,
+        TrapAction::Undef => false,
+        TrapAction::Nested(enc) => nested::sysreg(vcpu, state, enc, trap.read, trap.rt, value),
         TrapAction::State(reg) if trap.read => {
             let stored = vcpu.hw.lock().regs.get(reg);
             write_x(state, trap.rt, stored);
@@ -66,7 +78,14 @@ pub(super) fn access(vcpu: &Arc<Vcpu>, state: &mut State, trap: SysRegTrap) -> N
 }
 
 /// Returns whether the access exists.
-fn emulate(vcpu: &Arc<Vcpu>, state: &mut State, what: Emulated, read: bool, rt: u8, value: u64) -> bool {
+fn emulate(
+    vcpu: &Arc<Vcpu>,
+    state: &mut State,
+    what: Emulated,
+    read: bool,
+    rt: u8,
+    value: u64,
+) -> bool {
     match what {
         Emulated::CacheSize => {
             let selected = vcpu.hw.lock().regs.get(Reg::CsselrEl1);
@@ -81,7 +100,11 @@ fn emulate(vcpu: &Arc<Vcpu>, state: &mut State, what: Emulated, read: bool, rt: 
         Emulated::CacheSelect => vcpu.hw.lock().regs.set(Reg::CsselrEl1, value & 0x1f),
         // With FWB the guest's memory is coherent whatever its attributes: nothing to clean.
         Emulated::SetWay => {}
-        Emulated::OsLock => vcpu.hw.lock().regs.set(Reg::OslsrEl1, (value & 1) << 1 | 1 << 3),
+        Emulated::OsLock => vcpu
+            .hw
+            .lock()
+            .regs
+            .set(Reg::OslsrEl1, (value & 1) << 1 | 1 << 3),
         Emulated::Sgi(group) => {
             let register = match group {
                 SgiGroup::Sgi1 => SgiRegister::Sgi1r,
@@ -102,9 +125,20 @@ fn emulate(vcpu: &Arc<Vcpu>, state: &mut State, what: Emulated, read: bool, rt: 
 }
 
 /// The timers are the guest's own; only a name that traps all the same comes here.
-fn timer(vcpu: &Arc<Vcpu>, state: &mut State, register: TimerReg, read: bool, rt: u8, value: u64) -> bool {
+fn timer(
+    vcpu: &Arc<Vcpu>,
+    state: &mut State,
+    register: TimerReg,
+    read: bool,
+    rt: u8,
+    value: u64,
+) -> bool {
     let now = umbra_hw::timer::ticks();
-    let virt = now.wrapping_sub(vcpu.vm.counter_offset.load(core::sync::atomic::Ordering::Acquire));
+    let virt = now.wrapping_sub(
+        vcpu.vm
+            .counter_offset
+            .load(core::sync::atomic::Ordering::Acquire),
+    );
     let mut hw = vcpu.hw.lock();
     let (reg, tval_base) = match register {
         TimerReg::CntpTval => (Reg::CntpCvalEl0, Some(now)),
@@ -125,9 +159,15 @@ fn timer(vcpu: &Arc<Vcpu>, state: &mut State, register: TimerReg, read: bool, rt
     if read {
         let stored = hw.regs.get(reg);
         drop(hw);
-        write_x(state, rt, tval_base.map_or(stored, |base| stored.wrapping_sub(base) & 0xffff_ffff));
+        write_x(
+            state,
+            rt,
+            tval_base.map_or(stored, |base| stored.wrapping_sub(base) & 0xffff_ffff),
+        );
     } else {
-        let value = tval_base.map_or(value, |base| base.wrapping_add(value as u32 as i32 as i64 as u64));
+        let value = tval_base.map_or(value, |base| {
+            base.wrapping_add(value as u32 as i32 as i64 as u64)
+        });
         hw.regs.set(reg, value);
         drop(hw);
         vcpu.kick(request::GIC);

@@ -24,7 +24,9 @@ pub(super) struct System;
 /// KVM_CHECK_EXTENSION: 0 for what is not there.
 pub(super) fn extension(number: u64, vm: Option<&Arc<Vm>>) -> u64 {
     let machine = Machine::read();
-    let Ok(number) = u32::try_from(number) else { return 0 };
+    let Ok(number) = u32::try_from(number) else {
+        return 0;
+    };
     match number {
         cap::KVM_CAP_USER_MEMORY
         | cap::KVM_CAP_USER_MEMORY2
@@ -52,7 +54,10 @@ pub(super) fn extension(number: u64, vm: Option<&Arc<Vm>>) -> u64 {
         cap::KVM_CAP_NR_VCPUS => crate::sched::cpus() as u64,
         cap::KVM_CAP_MAX_VCPUS | cap::KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as u64,
         cap::KVM_CAP_NR_MEMSLOTS => u64::from(KVM_USER_MEM_SLOTS),
-        cap::KVM_CAP_ARM_PTRAUTH_ADDRESS | cap::KVM_CAP_ARM_PTRAUTH_GENERIC => u64::from(super::vcpu::has_pauth()),
+        cap::KVM_CAP_ARM_PTRAUTH_ADDRESS | cap::KVM_CAP_ARM_PTRAUTH_GENERIC => {
+            u64::from(super::vcpu::has_pauth())
+        }
+        cap::KVM_CAP_ARM_EL2 => u64::from(super::vcpu::has_nv2()),
         cap::KVM_CAP_ARM_INJECT_SERROR_ESR => u64::from(super::vcpu::has_ras()),
         _ => {
             let _ = vm;
@@ -74,7 +79,9 @@ impl File for System {
                 let machine = Machine::read();
                 let kind = abi(MachineType::parse(arg, machine.pa_bits))?;
                 let vm = Vm::new(call.process.mm(), kind.ipa_bits)?;
-                call.process.install(Arc::new(VmFile { vm }), true).map(u64::from)
+                call.process
+                    .install(Arc::new(VmFile { vm }), true)
+                    .map(u64::from)
             }
             r if r == ioctl::KVM_CHECK_EXTENSION.raw() => Ok(extension(arg, None)),
             r if r == ioctl::KVM_GET_VCPU_MMAP_SIZE.raw() => {

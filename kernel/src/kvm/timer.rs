@@ -3,7 +3,8 @@
 //! not, their deadlines matter only to a vCPU that waits.
 
 use umbra_arm64::sysreg::Reg;
-use umbra_hw::timer::{PHYS_TIMER_PPI, VIRT_TIMER_PPI};
+use umbra_hw::sabotage::{Safeguard, left_out};
+use umbra_hw::timer::{HYP_TIMER_PPI, HYP_VIRT_TIMER_PPI, PHYS_TIMER_PPI, VIRT_TIMER_PPI};
 
 use super::gic::deliver;
 use super::loaded;
@@ -20,31 +21,87 @@ struct Timer {
     offset: u64,
 }
 
-fn timers(vcpu: &Vcpu) -> [Timer; 2] {
-    let offset = vcpu.vm.counter_offset.load(core::sync::atomic::Ordering::Acquire);
+/// The timers of a vCPU. At virtual EL2 the hardware's are EL2's own, whose counters have no offset;
+/// those of EL1 are only state then, and umbra watches their deadlines.
+fn timers(vcpu: &Vcpu, hw: &Hw) -> [Option<Timer>; 4] {
+    let of_vm = vcpu
+        .vm
+        .counter_offset
+        .load(core::sync::atomic::Ordering::Acquire);
+    let offset = if hw.virtual_el2 {
+        hw.regs.get(Reg::CntvoffEl2)
+    } else {
+        of_vm
+    };
+    let virt = Timer {
+        ppi: VIRT_TIMER_PPI,
+        ctl: Reg::CntvCtlEl0,
+        cval: Reg::CntvCvalEl0,
+        offset,
+    };
+    let phys = Timer {
+        ppi: PHYS_TIMER_PPI,
+        ctl: Reg::CntpCtlEl0,
+        cval: Reg::CntpCvalEl0,
+        offset: 0,
+    };
+    let hyp = |ppi, ctl, cval| {
+        hw.virtual_el2.then_some(Timer {
+            ppi,
+            ctl,
+            cval,
+            offset: 0,
+        })
+    };
     [
-        Timer { ppi: VIRT_TIMER_PPI, ctl: Reg::CntvCtlEl0, cval: Reg::CntvCvalEl0, offset },
-        Timer { ppi: PHYS_TIMER_PPI, ctl: Reg::CntpCtlEl0, cval: Reg::CntpCvalEl0, offset: 0 },
+        Some(virt),
+        Some(phys),
+        hyp(HYP_VIRT_TIMER_PPI, Reg::CnthvCtlEl2, Reg::CnthvCvalEl2),
+        hyp(HYP_TIMER_PPI, Reg::CnthpCtlEl2, Reg::CnthpCvalEl2),
     ]
+}
+
+/// The virtual interrupts that hardware timers drive, and the physical ones behind them.
+pub(super) const fn links(virtual_el2: bool) -> [(u32, u32); 2] {
+    if virtual_el2 {
+        [
+            (HYP_VIRT_TIMER_PPI, VIRT_TIMER_PPI),
+            (HYP_TIMER_PPI, PHYS_TIMER_PPI),
+        ]
+    } else {
+        [
+            (VIRT_TIMER_PPI, VIRT_TIMER_PPI),
+            (PHYS_TIMER_PPI, PHYS_TIMER_PPI),
+        ]
+    }
 }
 
 impl Timer {
     /// When it fires, in ticks of the machine's counter; `None` if it does not.
     fn due(&self, hw: &Hw) -> Option<u64> {
         let ctl = hw.regs.get(self.ctl);
-        (ctl & (ENABLE | IMASK) == ENABLE).then(|| hw.regs.get(self.cval).saturating_add(self.offset))
+        (ctl & (ENABLE | IMASK) == ENABLE)
+            .then(|| hw.regs.get(self.cval).saturating_add(self.offset))
     }
 }
 
-/// The lines of both timers: (PPI, level).
-pub(super) fn lines(vcpu: &Vcpu, hw: &Hw) -> [(u32, bool); 2] {
+/// The lines of the timers: (PPI, level).
+pub(super) fn lines(vcpu: &Vcpu, hw: &Hw) -> [Option<(u32, bool)>; 4] {
     let now = umbra_hw::timer::ticks();
-    timers(vcpu).map(|timer| (timer.ppi, timer.due(hw).is_some_and(|due| due <= now)))
+    timers(vcpu, hw)
+        .map(|timer| timer.map(|timer| (timer.ppi, timer.due(hw).is_some_and(|due| due <= now))))
 }
 
-/// When the earlier of the two fires, in nanoseconds of the scheduler's clock.
+/// When the earliest fires, in nanoseconds of the scheduler's clock.
 pub(super) fn deadline(vcpu: &Vcpu, hw: &Hw) -> Option<u64> {
-    let due = timers(vcpu).iter().filter_map(|timer| timer.due(hw)).min()?;
+    if left_out(Safeguard::WaitDeadline) {
+        return None;
+    }
+    let due = timers(vcpu, hw)
+        .iter()
+        .flatten()
+        .filter_map(|timer| timer.due(hw))
+        .min()?;
     Some(umbra_hw::timer::ticks_to_ns(due).saturating_add(1))
 }
 

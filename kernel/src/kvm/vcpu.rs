@@ -13,13 +13,16 @@ use umbra_arm64::idreg::IdRegs;
 use umbra_arm64::sysreg::{Features, Identity};
 use umbra_hw::fp::FpState;
 use umbra_hw::guest::{Extra, Frame, HwPstate};
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
+use umbra_kvm_abi::Ioctl;
 use umbra_kvm_abi::device::DeviceAttr;
 use umbra_kvm_abi::ioctl;
 use umbra_kvm_abi::reg::OneReg;
 use umbra_kvm_abi::vcpu::{
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS,
-    KVM_ARM_VCPU_PTRAUTH_GENERIC, MpState, Power, SignalMask, VcpuEvents, VcpuFeatures, VcpuInit,
+    KVM_ARM_VCPU_HAS_EL2, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
+    KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC, MpState, Power, SignalMask,
+    VcpuEvents, VcpuFeatures, VcpuInit,
 };
 use umbra_linux::Errno;
 use umbra_vgic::{CpuIf, LrFile};
@@ -47,6 +50,11 @@ pub(super) fn has_pauth() -> bool {
     isar1 >> 4 & 0xff != 0 || isar2 >> 12 & 0xf != 0
 }
 
+/// Whether the machine has FEAT_NV2.
+pub(super) fn has_nv2() -> bool {
+    umbra_hw::idregs::read(7, 2) >> 24 & 0xf >= 2
+}
+
 /// Whether the machine has FEAT_RAS.
 pub(super) fn has_ras() -> bool {
     umbra_hw::idregs::read(4, 0) >> 28 & 0xf != 0
@@ -70,6 +78,8 @@ pub(super) struct State {
     pub(super) last_far: u64,
     /// HCR_EL2 while this vCPU runs.
     pub(super) hcr: u64,
+    /// Which storey runs.
+    pub(super) world: World,
     /// What only the first KVM_RUN looks at is in order.
     pub(super) started: bool,
     /// KVM_SET_SIGNAL_MASK: what is blocked during KVM_RUN, bit n - 1 for signal n.
@@ -83,6 +93,10 @@ pub(super) struct Hw {
     pub(super) cpuif: CpuIf,
     /// ICH_HCR_EL2 as it should stand while the guest runs.
     pub(super) ich_hcr: u64,
+    /// CNTVOFF_EL2 it was last loaded with.
+    pub(super) cntvoff: u64,
+    /// At virtual EL2, or at EL0 under its TGE: the EL1 registers in hardware are EL2's.
+    pub(super) virtual_el2: bool,
 }
 
 /// A start that PSCI or a reset asked for.
@@ -138,6 +152,7 @@ impl Vcpu {
                 pending_serror: None,
                 last_far: 0,
                 hcr: 0,
+                world: World::Plain,
                 started: false,
                 signal_mask: None,
             }),
@@ -149,6 +164,8 @@ impl Vcpu {
                     lrs: LrFile::EMPTY,
                     cpuif: CpuIf::default(),
                     ich_hcr: 0,
+                    cntvoff: 0,
+                    virtual_el2: false,
                 },
             ),
             power: SpinLock::new("vcpu power", 164, PowerState::default()),
@@ -173,7 +190,9 @@ impl Vcpu {
     /// Asks the vCPU to look at `what`, wherever it is.
     pub(super) fn kick(&self, what: u32) {
         self.requests.fetch_or(what, Ordering::SeqCst);
-        if let Some(cpu) = self.running_on.load(Ordering::SeqCst).checked_sub(1) {
+        if let Some(cpu) = self.running_on.load(Ordering::SeqCst).checked_sub(1)
+            && !left_out(Safeguard::Kick)
+        {
             sched::kick(cpu);
         }
         if self.blocked.load(Ordering::SeqCst) {
@@ -223,6 +242,9 @@ impl Vcpu {
                 .with(KVM_ARM_VCPU_PTRAUTH_ADDRESS)
                 .with(KVM_ARM_VCPU_PTRAUTH_GENERIC);
         }
+        if has_nv2() {
+            offer = offer.with(KVM_ARM_VCPU_HAS_EL2);
+        }
         let features = abi(init.check(offer))?;
         let mut state = self.state.lock();
         {
@@ -242,7 +264,6 @@ impl Vcpu {
             state.features = state.id_regs.features();
         }
         state.init = Some(features);
-        state.hcr = run::hcr(features);
         self.reset(&mut state);
         let power = if features.has(KVM_ARM_VCPU_POWER_OFF) {
             Power::Stopped
@@ -260,7 +281,17 @@ impl Vcpu {
         state.pending_mmio = None;
         state.pending_abort = false;
         state.pending_serror = None;
+        let nested = state
+            .init
+            .is_some_and(|features| features.has(KVM_ARM_VCPU_HAS_EL2));
+        state.world = if nested {
+            World::VirtualEl2
+        } else {
+            World::Plain
+        };
+        state.hcr = run::hcr(state.init.unwrap_or_default(), state.world);
         let mut hw = self.hw.lock();
+        hw.virtual_el2 = nested;
         hw.regs.reset(&self.identity(), &state.features);
         hw.cpuif = CpuIf::default();
     }
@@ -278,11 +309,6 @@ impl Vcpu {
             hw.regs
                 .set(umbra_arm64::sysreg::Reg::SctlrEl1, sctlr | 1 << 25);
         }
-    }
-
-    /// Which storey is running.
-    pub(super) fn world(&self) -> World {
-        World::Plain
     }
 
     /// SP_EL0 and friends go back to memory: before EL0 or another thread runs here.
@@ -312,6 +338,17 @@ fn read_signal_mask(mm: &Mm, arg: u64) -> Result<u64, Errno> {
         .ok_or(Errno::EFAULT)?;
     Ok(read_struct::<u64>(mm, set)? & !NEVER)
 }
+
+/// What Linux knows and refuses on arm64, where KVM_{GET,SET}_ONE_REG do all of it.
+const REFUSED: [Ioctl; 7] = [
+    ioctl::KVM_GET_REGS,
+    ioctl::KVM_SET_REGS,
+    ioctl::KVM_GET_SREGS,
+    ioctl::KVM_SET_SREGS,
+    ioctl::KVM_TRANSLATE,
+    ioctl::KVM_GET_FPU,
+    ioctl::KVM_SET_FPU,
+];
 
 /// What a process holds: a descriptor for a vCPU.
 pub(super) struct VcpuFile {
@@ -441,6 +478,7 @@ impl File for VcpuFile {
                 state.pending_abort |= asked.external_abort;
                 Ok(0)
             }
+            r if REFUSED.iter().any(|refused| r == refused.raw()) => Err(Errno::EINVAL),
             _ => Err(Errno::ENOTTY),
         }
     }

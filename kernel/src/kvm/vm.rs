@@ -9,14 +9,17 @@ use umbra_arm64::{Hva, Ipa};
 use umbra_hw::MAX_CPUS;
 use umbra_hw::sync::SpinLock;
 use umbra_kvm_abi::cap;
+use umbra_kvm_abi::device::{CreateDevice, DeviceAttr};
 use umbra_kvm_abi::ioctl;
 use umbra_kvm_abi::irq::{IoEventFd, IrqFd, IrqLevel};
 use umbra_kvm_abi::memory::{
-    KVM_MEM_READONLY, KVM_MEM_MAX_NR_PAGES, KVM_USER_MEM_SLOTS, UserspaceMemoryRegion, UserspaceMemoryRegion2,
+    KVM_MEM_MAX_NR_PAGES, KVM_MEM_READONLY, KVM_USER_MEM_SLOTS, UserspaceMemoryRegion,
+    UserspaceMemoryRegion2,
 };
 use umbra_kvm_abi::smccc::Services;
-use umbra_kvm_abi::vcpu::{EnableCap, KVM_ARM_TARGET_GENERIC_V8, VcpuFeatures, VcpuInit};
-use umbra_kvm_abi::device::{CreateDevice, DeviceAttr};
+use umbra_kvm_abi::vcpu::{
+    EnableCap, KVM_ARM_TARGET_GENERIC_V8, KVM_ARM_VCPU_HAS_EL2, VcpuFeatures, VcpuInit,
+};
 use umbra_linux::Errno;
 use umbra_linux::vma::{Span, USER_END};
 
@@ -91,6 +94,14 @@ impl Vm {
         Ok(vm)
     }
 
+    /// Whether its vCPUs have a virtual EL2.
+    pub(super) fn is_nested(&self) -> bool {
+        self.options
+            .lock()
+            .features
+            .is_some_and(|features| features.has(KVM_ARM_VCPU_HAS_EL2))
+    }
+
     /// vCPU by index.
     pub(super) fn vcpu(&self, index: usize) -> Option<Arc<Vcpu>> {
         self.vcpus.lock().get(index)?.upgrade()
@@ -103,16 +114,21 @@ impl Vm {
 
     /// Whether a vCPU has run: much of what a VM is made of is settled then.
     pub(super) fn has_run(&self) -> bool {
-        self.last_ran.iter().any(|vcpu| vcpu.load(Ordering::Acquire) != 0)
+        self.last_ran
+            .iter()
+            .any(|vcpu| vcpu.load(Ordering::Acquire) != 0)
     }
 
     fn set_memory(&self, region: &UserspaceMemoryRegion) -> Result<u64, Errno> {
         let page = 4096;
         let known = region.flags & !KVM_MEM_READONLY == 0;
-        let aligned = (region.memory_size | region.guest_phys_addr | region.userspace_addr).is_multiple_of(page);
+        let aligned = (region.memory_size | region.guest_phys_addr | region.userspace_addr)
+            .is_multiple_of(page);
         let end = region.guest_phys_addr.checked_add(region.memory_size);
         let user_end = region.userspace_addr.checked_add(region.memory_size);
-        let (Some(end), Some(user_end)) = (end, user_end) else { return Err(Errno::EINVAL) };
+        let (Some(end), Some(user_end)) = (end, user_end) else {
+            return Err(Errno::EINVAL);
+        };
         if !known || !aligned || region.slot >= KVM_USER_MEM_SLOTS || user_end > USER_END {
             return Err(Errno::EINVAL);
         }
@@ -147,7 +163,11 @@ impl Vm {
         let vcpu = {
             let vcpu = Vcpu::new(self, id)?;
             let mut vcpus = self.vcpus.lock();
-            if vcpus.iter().filter_map(Weak::upgrade).any(|other| other.id == id) {
+            if vcpus
+                .iter()
+                .filter_map(Weak::upgrade)
+                .any(|other| other.id == id)
+            {
                 return Err(Errno::EEXIST);
             }
             vcpu.index.store(vcpus.len(), Ordering::Release);
@@ -196,7 +216,10 @@ impl File for VmFile {
                 vm.set_memory(&read_struct::<UserspaceMemoryRegion2>(&mm, arg)?.region)
             }
             r if r == raw(ioctl::KVM_ARM_PREFERRED_TARGET) => {
-                let init = VcpuInit { target: KVM_ARM_TARGET_GENERIC_V8, features: [0; 7] };
+                let init = VcpuInit {
+                    target: KVM_ARM_TARGET_GENERIC_V8,
+                    features: [0; 7],
+                };
                 write_struct(&mm, arg, &init)?;
                 Ok(0)
             }
@@ -206,6 +229,8 @@ impl File for VmFile {
                 write_struct(&mm, arg, &create)?;
                 Ok(0)
             }
+            // A GICv2, which this machine cannot virtualise.
+            r if r == raw(ioctl::KVM_CREATE_IRQCHIP) => Err(Errno::ENODEV),
             r if r == raw(ioctl::KVM_IRQ_LINE) => {
                 let line = read_struct::<IrqLevel>(&mm, arg)?;
                 vm.gic.irq_line(vm, &line).map(|()| 0)
@@ -213,13 +238,16 @@ impl File for VmFile {
             r if r == raw(ioctl::KVM_IRQFD) => {
                 super::gic::irqfd(vm, call, &read_struct::<IrqFd>(&mm, arg)?).map(|()| 0)
             }
-            r if r == raw(ioctl::KVM_IOEVENTFD) => {
-                vm.io_events.configure(call, &read_struct::<IoEventFd>(&mm, arg)?).map(|()| 0)
-            }
+            r if r == raw(ioctl::KVM_IOEVENTFD) => vm
+                .io_events
+                .configure(call, &read_struct::<IoEventFd>(&mm, arg)?)
+                .map(|()| 0),
             r if r == raw(ioctl::KVM_SET_DEVICE_ATTR) || r == raw(ioctl::KVM_HAS_DEVICE_ATTR) => {
                 super::device::vm_attr(request, &read_struct::<DeviceAttr>(&mm, arg)?)
             }
-            r if r == raw(ioctl::KVM_ENABLE_CAP) => vm.enable_cap(&read_struct::<EnableCap>(&mm, arg)?),
+            r if r == raw(ioctl::KVM_ENABLE_CAP) => {
+                vm.enable_cap(&read_struct::<EnableCap>(&mm, arg)?)
+            }
             _ => Err(Errno::ENOTTY),
         }
     }

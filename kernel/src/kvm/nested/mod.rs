@@ -1,0 +1,88 @@
+//! A guest at virtual EL2: what FEAT_NV2 leaves to umbra.
+//!
+//! Most of what a guest hypervisor does to its EL2 runs on the hardware: its EL2 translation and
+//! exception registers are in the EL1 registers, the others are words of the VNCR page. What traps is
+//! emulated here: exception returns (`eret`), the EL2 registers that have neither place (`sysreg`),
+//! and maintenance of translations (`tlbi`).
+//!
+//! *Virtual EL2* includes EL0 under its TGE: nothing changes in hardware between the two.
+
+mod sysreg;
+mod tlbi;
+
+use alloc::sync::Arc;
+
+use umbra_abort::World;
+use umbra_arm64::sysreg::Reg;
+use umbra_hw::guest::HwPstate;
+
+pub(super) use sysreg::access as sysreg;
+
+use super::run::Next;
+use super::vcpu::{State, Vcpu};
+
+/// HCR_EL2.TGE.
+const TGE: u64 = 1 << 27;
+/// PSTATE.IL.
+const IL: u64 = 1 << 20;
+const MODE: u64 = 0x1f;
+const EL0T: u64 = 0b00000;
+const EL1T: u64 = 0b00100;
+const EL1H: u64 = 0b00101;
+const EL2T: u64 = 0b01000;
+const EL2H: u64 = 0b01001;
+
+/// PSTATE as the guest believes it is: virtual EL2 runs as EL1.
+pub(super) fn shown_pstate(state: &State) -> u64 {
+    let raw = state.frame.pstate().raw();
+    match (state.world, raw & MODE) {
+        (World::VirtualEl2, EL1H) => raw & !MODE | EL2H,
+        (World::VirtualEl2, EL1T) => raw & !MODE | EL2T,
+        _ => raw,
+    }
+}
+
+/// A PSTATE that a guest at virtual EL2 may have, for the hardware; `None` for one it cannot.
+pub(super) fn hardware_pstate(raw: u64) -> Option<HwPstate> {
+    match raw & MODE {
+        EL2H => HwPstate::new(raw & !MODE | EL1H),
+        EL2T => HwPstate::new(raw & !MODE | EL1T),
+        EL0T => HwPstate::new(raw),
+        _ => None,
+    }
+}
+
+/// ERET at virtual EL2 (Arm ARM, AArch64.ExceptionReturn).
+pub(super) fn eret(vcpu: &Arc<Vcpu>, state: &mut State) -> Next {
+    let (spsr, elr, hcr) = {
+        let hw = vcpu.hw.lock();
+        (
+            hw.regs.get(Reg::SpsrEl2),
+            hw.regs.get(Reg::ElrEl2),
+            hw.regs.get(Reg::HcrEl2),
+        )
+    };
+    let host_el0 = spsr & MODE == EL0T && hcr & TGE != 0;
+    let to = match spsr & MODE {
+        EL2H | EL2T => hardware_pstate(spsr),
+        EL0T if host_el0 => hardware_pstate(spsr),
+        // EL1 and EL0 of a guest of the guest: a shadow stage 2 is not there yet.
+        _ => None,
+    };
+    state.frame.pc = elr;
+    match to {
+        Some(pstate) => state.frame.set_pstate(pstate),
+        None => illegal_return(state, spsr),
+    }
+    Next::Guest
+}
+
+/// An illegal exception return: the mode stays, flags and masks come from SPSR, and the next
+/// instruction raises an Illegal State exception.
+fn illegal_return(state: &mut State, spsr: u64) {
+    const TAKEN: u64 = 0xf000_0000 | 0x3c0;
+    let now = state.frame.pstate().raw();
+    if let Some(pstate) = HwPstate::new(now & !TAKEN | spsr & TAKEN | IL) {
+        state.frame.set_pstate(pstate);
+    }
+}

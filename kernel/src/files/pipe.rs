@@ -65,8 +65,7 @@ impl File for PipeEnd {
         }
         let done = self.shared.pipe.lock().write(bytes);
         if done == Err(Stop::Failed(Errno::EPIPE)) {
-            let info =
-                Siginfo::from_process(Signal::PIPE, code::SI_USER, call.process.pid, 0);
+            let info = Siginfo::from_process(Signal::PIPE, code::SI_USER, call.process.pid, 0);
             // Not a real-time signal, so it cannot be refused.
             let _ = call.thread.send(Signal::PIPE, info);
         }

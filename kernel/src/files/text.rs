@@ -82,7 +82,11 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
         }
         ProcFile::MemInfo => {
             let (free, total) = mem::frame_counts();
-            for (name, pages) in [("MemTotal", total), ("MemFree", free), ("MemAvailable", free)] {
+            for (name, pages) in [
+                ("MemTotal", total),
+                ("MemFree", free),
+                ("MemAvailable", free),
+            ] {
                 writeln!(out, "{name}:\t{} kB", pages * 4)?;
             }
             Ok(())

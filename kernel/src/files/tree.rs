@@ -33,7 +33,9 @@ pub(crate) fn init(archive: &'static [u8], pages: u64) -> Result<(), BootError> 
 /// Runs `f` with the tree. Nothing in it may wait or touch user memory.
 pub(crate) fn with<R>(f: impl FnOnce(&mut Fs) -> R) -> R {
     let mut tree = TREE.lock();
-    let fs = tree.as_mut().expect("the tree is made before the first process");
+    let fs = tree
+        .as_mut()
+        .expect("the tree is made before the first process");
     fs.set_time(Timespec::from_nanos(crate::sys::time::realtime()));
     f(fs)
 }

@@ -9,7 +9,13 @@ pub(super) fn system(frame: &mut UserFrame, esr: u64) -> bool {
     // ISS: Op0 [21:20], Op2 [19:17], Op1 [16:14], CRn [13:10], Rt [9:5], CRm [4:1], read [0].
     let field = |shift: u32, bits: u32| (esr >> shift & ((1 << bits) - 1)) as u8;
     let is_read = esr & 1 == 1;
-    let name = (field(20, 2), field(14, 3), field(10, 4), field(1, 4), field(17, 3));
+    let name = (
+        field(20, 2),
+        field(14, 3),
+        field(10, 4),
+        field(1, 4),
+        field(17, 3),
+    );
     let value = match name {
         (3, 0, 0, crm, op2) if is_read => features::id_register(crm, op2),
         // CTR_EL0 and DCZID_EL0.

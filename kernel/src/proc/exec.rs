@@ -114,7 +114,11 @@ impl Program {
         let length = tree::with(|fs| fs.len(id))?;
         let image = Image::read(length, |offset, buffer| {
             let count = tree::with(|fs| fs.read_at(id, offset, buffer))?;
-            if count == buffer.len() { Ok(()) } else { Err(Errno::EIO) }
+            if count == buffer.len() {
+                Ok(())
+            } else {
+                Err(Errno::EIO)
+            }
         })
         .and_then(|image| image.plan(Hva::new(PIE_BASE)))
         .map_err(|error| {
@@ -181,7 +185,11 @@ fn map_segment(mm: &Mm, segment: &Segment, pages: &Arc<tree::Pages>) -> Result<(
         mm.map(Request {
             place: Placement::Replace(part.addr),
             len: part.len,
-            prot: if writable_first { Prot::RW } else { segment.prot },
+            prot: if writable_first {
+                Prot::RW
+            } else {
+                segment.prot
+            },
             backing: Backing::Private {
                 object: Object::File(file),
                 offset: part.offset,
@@ -189,7 +197,10 @@ fn map_segment(mm: &Mm, segment: &Segment, pages: &Arc<tree::Pages>) -> Result<(
             traits: Traits::default(),
         })?;
         if let Some((at, bytes)) = segment.zero {
-            mm.write_bytes(at, &[0; PAGE as usize][..(bytes as usize).min(PAGE as usize)])?;
+            mm.write_bytes(
+                at,
+                &[0; PAGE as usize][..(bytes as usize).min(PAGE as usize)],
+            )?;
         }
         if writable_first {
             mm.protect(part.addr, part.len, segment.prot)?;

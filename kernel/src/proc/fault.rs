@@ -61,7 +61,11 @@ pub(super) fn handle(
                 Prot::READ
             };
             // A cache operation reports as a write but needs only to read.
-            let access = if esr & 1 << 8 != 0 { Prot::READ } else { access };
+            let access = if esr & 1 << 8 != 0 {
+                Prot::READ
+            } else {
+                access
+            };
             abort(thread, esr, Hva::new(untagged(far)), access)
         }
         ec::FETCH_LOWER => abort(thread, esr, Hva::new(far), Prot::EXEC),

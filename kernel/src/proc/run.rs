@@ -44,10 +44,7 @@ pub(super) fn thread(thread: Arc<UserThread>, mut frame: UserFrame, mut fp: FpSt
                 left = enter(&thread, &mut frame, &mut fp, esr, far);
             }
             UserExit::SError { esr } => {
-                log::error!(
-                    "SError {esr:#x} while process {} ran",
-                    thread.process.pid
-                );
+                log::error!("SError {esr:#x} while process {} ran", thread.process.pid);
                 fault::memory_error(&thread, Hva::new(frame.pc));
             }
         }

@@ -7,7 +7,7 @@ use umbra_hw::fp::FpState;
 use umbra_hw::user::UserFrame;
 use umbra_linux::Errno;
 use umbra_linux::signal::{
-    Delivery, FpRegs, Frame, HandlerEntry, Restored, RT_SIGFRAME_BYTES, SigactionAbi, Siginfo,
+    Delivery, FpRegs, Frame, HandlerEntry, RT_SIGFRAME_BYTES, Restored, SigactionAbi, Siginfo,
     Signal, UserRegs, code,
 };
 use umbra_linux::wait::{Ending, Pid};
@@ -75,7 +75,8 @@ impl Process {
     /// Ends the process: its threads leave as soon as they can. The first ending counts.
     pub(crate) fn end(&self, ending: Ending) {
         self.ending.lock().get_or_insert(ending);
-        self.dying.store(true, core::sync::atomic::Ordering::Release);
+        self.dying
+            .store(true, core::sync::atomic::Ordering::Release);
         for thread in self.threads() {
             thread.alert();
         }
@@ -220,11 +221,7 @@ impl UserThread {
     }
 
     /// rt_sigreturn: takes the registers back from the frame at the stack pointer.
-    pub(crate) fn sigreturn(
-        &self,
-        frame: &mut UserFrame,
-        fp: &mut FpState,
-    ) -> Result<(), Errno> {
+    pub(crate) fn sigreturn(&self, frame: &mut UserFrame, fp: &mut FpState) -> Result<(), Errno> {
         let mut bytes = alloc::vec![0u8; RT_SIGFRAME_BYTES];
         self.process
             .mm()
@@ -250,10 +247,7 @@ impl UserThread {
 
     /// A bad frame, or another end that is the thread's own doing.
     pub(crate) fn force_segv(&self) {
-        self.force(
-            Signal::SEGV,
-            Siginfo::plain(Signal::SEGV, code::SI_KERNEL),
-        );
+        self.force(Signal::SEGV, Siginfo::plain(Signal::SEGV, code::SI_KERNEL));
     }
 }
 

@@ -271,13 +271,14 @@ fn child(
     if exit_signal != 0 {
         Signal::new(exit_signal)?;
     }
+    let actions = parent.signals.lock().actions.clone();
     new_process(
         parent.pid,
         Birth {
             mm: mm.clone(),
             files,
             paths,
-            actions: parent.signals.lock().actions.clone(),
+            actions,
             gate: Some(gate),
             exit_signal,
             trampoline: parent.trampoline.load(Ordering::Relaxed),
@@ -288,11 +289,7 @@ fn child(
 /// A process whose first thread could not be made: as if it had never been.
 fn abandon(process: &Arc<Process>) {
     let _ = super::family(|family| {
-        let _ = family.exit(
-            process.pid,
-            umbra_linux::wait::Ending::Exited(0),
-            |_| true,
-        );
+        let _ = family.exit(process.pid, umbra_linux::wait::Ending::Exited(0), |_| true);
     });
 }
 

@@ -20,10 +20,9 @@ pub(super) fn eventfd2(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     }
     let file = EventFd::new(a[0] as u32, flags & EFD_SEMAPHORE != 0);
     let status = uapi::O_RDWR | flags & uapi::O_NONBLOCK;
-    let fd = call.process.install_description(
-        Description::new(file, status),
-        flags & uapi::O_CLOEXEC != 0,
-    )?;
+    let fd = call
+        .process
+        .install_description(Description::new(file, status), flags & uapi::O_CLOEXEC != 0)?;
     Ok(fd.into())
 }
 
@@ -34,10 +33,9 @@ pub(super) fn timerfd_create(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     }
     let file = TimerFd::new(Clock::from_linux(a[0])?);
     let status = uapi::O_RDWR | flags & uapi::O_NONBLOCK;
-    let fd = call.process.install_description(
-        Description::new(file, status),
-        flags & uapi::O_CLOEXEC != 0,
-    )?;
+    let fd = call
+        .process
+        .install_description(Description::new(file, status), flags & uapi::O_CLOEXEC != 0)?;
     Ok(fd.into())
 }
 

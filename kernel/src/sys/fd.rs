@@ -133,7 +133,11 @@ pub(super) fn ioctl(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
         FIONBIO => {
             let on: u32 = user::read(call, a[2])?;
             let flags = file.flags() & !uapi::O_NONBLOCK;
-            file.set_flags(if on != 0 { flags | uapi::O_NONBLOCK } else { flags });
+            file.set_flags(if on != 0 {
+                flags | uapi::O_NONBLOCK
+            } else {
+                flags
+            });
             Ok(0)
         }
         _ => file.file.ioctl(call, request, a[2]),

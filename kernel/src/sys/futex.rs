@@ -81,7 +81,10 @@ fn count(arg: u64) -> usize {
 
 pub(super) fn futex(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     let [addr, op, value, fourth, addr2, value3] = a;
-    let (op, realtime) = (op as u32 & !(PRIVATE | CLOCK_REALTIME), op as u32 & CLOCK_REALTIME != 0);
+    let (op, realtime) = (
+        op as u32 & !(PRIVATE | CLOCK_REALTIME),
+        op as u32 & CLOCK_REALTIME != 0,
+    );
     let mm = call.process.mm();
     let addr = aligned(addr)?;
     match op {
@@ -90,7 +93,11 @@ pub(super) fn futex(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
             wait(call, &mm, addr, value as u32, until, MATCH_ANY)
         }
         WAIT_BITSET => {
-            let clock = if realtime { Clock::Real } else { Clock::Monotonic };
+            let clock = if realtime {
+                Clock::Real
+            } else {
+                Clock::Monotonic
+            };
             let until = match user::read_optional::<Timespec>(call, fourth)? {
                 Some(spec) => Some(clock.to_monotonic(deadline(spec.to_nanos()?, true, 0))),
                 None => None,
@@ -122,7 +129,11 @@ pub(super) fn futex(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
 
 fn aligned(addr: u64) -> Result<Hva, Errno> {
     let addr = Hva::new(addr);
-    if addr.is_aligned(4) { Ok(addr) } else { Err(Errno::EINVAL) }
+    if addr.is_aligned(4) {
+        Ok(addr)
+    } else {
+        Err(Errno::EINVAL)
+    }
 }
 
 fn wait(

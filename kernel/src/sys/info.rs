@@ -138,7 +138,11 @@ pub(super) fn sched_setaffinity(call: &Call<'_>, a: Args) -> Result<u64, Errno> 
     call.process
         .mm()
         .read_bytes(umbra_arm64::Hva::new(a[2]), &mut mask[..count])?;
-    if mask == [0; 8] { Err(Errno::EINVAL) } else { Ok(0) }
+    if mask == [0; 8] {
+        Err(Errno::EINVAL)
+    } else {
+        Ok(0)
+    }
 }
 
 pub(super) fn getcpu(call: &Call<'_>, a: Args) -> Result<u64, Errno> {

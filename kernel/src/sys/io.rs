@@ -6,8 +6,8 @@
 use alloc::vec::Vec;
 
 use umbra_arm64::Hva;
-use umbra_linux::fs::MAX_FILE;
 use umbra_linux::Errno;
+use umbra_linux::fs::MAX_FILE;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Args, descriptor, user};
@@ -83,12 +83,7 @@ fn write_piece(call: &Call<'_>, file: &Description, at: At, bytes: &[u8]) -> Res
 }
 
 /// Reads into one range of the process's memory.
-fn read_range(
-    call: &Call<'_>,
-    file: &Description,
-    at: At,
-    part: Part,
-) -> Result<u64, Errno> {
+fn read_range(call: &Call<'_>, file: &Description, at: At, part: Part) -> Result<u64, Errno> {
     let len = part.len.min(MAX_COUNT);
     let mm = call.process.mm();
     let mut buffer = user::buffer((len as usize).min(PIECE))?;
@@ -111,12 +106,7 @@ fn read_range(
 }
 
 /// Writes from one range of the process's memory.
-fn write_range(
-    call: &Call<'_>,
-    file: &Description,
-    at: At,
-    part: Part,
-) -> Result<u64, Errno> {
+fn write_range(call: &Call<'_>, file: &Description, at: At, part: Part) -> Result<u64, Errno> {
     let len = part.len.min(MAX_COUNT);
     let mm = call.process.mm();
     let mut buffer = user::buffer((len as usize).min(PIECE))?;
@@ -288,4 +278,3 @@ pub(super) fn sendfile(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     }
     Ok(done)
 }
-

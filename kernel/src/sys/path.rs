@@ -69,12 +69,7 @@ fn at<R>(
 }
 
 /// The inode that a "stat" kind of call means.
-fn target(
-    call: &Call<'_>,
-    dir: u64,
-    path: u64,
-    flags: u32,
-) -> Result<Target, Errno> {
+fn target(call: &Call<'_>, dir: u64, path: u64, flags: u32) -> Result<Target, Errno> {
     let path = if path == 0 && flags & uapi::AT_EMPTY_PATH != 0 {
         Vec::new()
     } else {
@@ -205,9 +200,7 @@ pub(super) fn renameat2(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     let (old, new) = (user::path(call, old)?, user::path(call, new)?);
     let from = Start::new(call, old_dir, &old)?;
     let to = Start::new(call, new_dir, &new)?;
-    tree::with(|fs| {
-        fs.rename((&from.caller(), &old), (&to.caller(), &new), flags as u32)
-    })?;
+    tree::with(|fs| fs.rename((&from.caller(), &old), (&to.caller(), &new), flags as u32))?;
     Ok(0)
 }
 

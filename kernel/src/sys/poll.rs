@@ -58,7 +58,10 @@ fn wait<T>(
         if until.is_some_and(|at| sched::now() >= at) {
             break Ok(None);
         }
-        let change = files.iter().filter_map(|file| file.file.next_change()).min();
+        let change = files
+            .iter()
+            .filter_map(|file| file.file.next_change())
+            .min();
         sched::park(match (change, until) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -99,7 +102,10 @@ pub(super) fn ppoll(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     }
     let until = super::time::timeout(call, timeout)?;
     take_mask(call, mask, mask_bytes)?;
-    let files: Vec<_> = entries.iter().filter_map(|(_, file)| file.clone()).collect();
+    let files: Vec<_> = entries
+        .iter()
+        .filter_map(|(_, file)| file.clone())
+        .collect();
     let found = wait(call, &files, until, || {
         let mut ready = 0;
         for (wanted, file) in &mut entries {
@@ -146,7 +152,10 @@ pub(super) fn pselect6(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     }
     let mut entries = Vec::new();
     for fd in 0..count {
-        let asked = |set: &Vec<u8>| set.get(fd / 8).is_some_and(|byte| byte >> (fd % 8) & 1 == 1);
+        let asked = |set: &Vec<u8>| {
+            set.get(fd / 8)
+                .is_some_and(|byte| byte >> (fd % 8) & 1 == 1)
+        };
         let which = [asked(&sets[0]), asked(&sets[1]), asked(&sets[2])];
         if which.contains(&true) {
             entries.push((fd, which, call.process.description(fd as u32)?));

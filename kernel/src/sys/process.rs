@@ -4,11 +4,11 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use umbra_arm64::Hva;
+use umbra_linux::Errno;
 use umbra_linux::signal::{Siginfo, code};
 use umbra_linux::stack::{MAX_BYTES, MAX_STRING};
 use umbra_linux::time::Timeval;
 use umbra_linux::wait::{Ending, Found, Pid, WNOHANG, Which, may_wait};
-use umbra_linux::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Args, Done, int, user};
@@ -256,4 +256,3 @@ pub(super) fn prctl(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
         _ => Err(Errno::EINVAL),
     }
 }
-

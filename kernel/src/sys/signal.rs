@@ -12,7 +12,11 @@ use crate::sched;
 const MASK_BYTES: u64 = 8;
 
 fn check_mask_bytes(bytes: u64) -> Result<(), Errno> {
-    if bytes == MASK_BYTES { Ok(()) } else { Err(Errno::EINVAL) }
+    if bytes == MASK_BYTES {
+        Ok(())
+    } else {
+        Err(Errno::EINVAL)
+    }
 }
 
 /// The signal to send; `None` for 0, which only asks whether one could.
@@ -47,8 +51,8 @@ pub(super) fn kill(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     let group = match pid {
         -1 => {
             for process in proc::processes() {
-                let spared = process.pid == call.process.pid
-                    || process.pid == umbra_linux::wait::INIT;
+                let spared =
+                    process.pid == call.process.pid || process.pid == umbra_linux::wait::INIT;
                 if !spared && let Some(signal) = signal {
                     process.send(signal, from(call, signal, code::SI_USER))?;
                 }
@@ -71,7 +75,12 @@ pub(super) fn kill(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     Ok(0)
 }
 
-fn send_to_thread(call: &Call<'_>, group: Option<i32>, tid: i32, signal: u64) -> Result<u64, Errno> {
+fn send_to_thread(
+    call: &Call<'_>,
+    group: Option<i32>,
+    tid: i32,
+    signal: u64,
+) -> Result<u64, Errno> {
     if tid <= 0 || group.is_some_and(|group| group <= 0) {
         return Err(Errno::EINVAL);
     }

@@ -3,8 +3,8 @@
 //! Every clock is the machine's counter. CLOCK_REALTIME starts at 1970 with the counter, as umbra
 //! drives no clock that knows the date.
 
-use umbra_linux::time::{NANOS_PER_SEC, Timespec, Timeval, deadline};
 use umbra_linux::Errno;
+use umbra_linux::time::{NANOS_PER_SEC, Timespec, Timeval, deadline};
 
 use super::{Args, user};
 use crate::file::Call;

@@ -108,6 +108,20 @@ impl Gic {
         Some(result)
     }
 
+    /// After a change between virtual EL2 and its guest: which timers hardware drives.
+    pub(super) fn relink_timers(&self, vcpu: &Vcpu) {
+        let (index, virtual_el2) = (vcpu.index(), vcpu.hw.lock().virtual_el2);
+        self.with(&vcpu.vm, |vgic| {
+            for (ppi, _) in timer::links(!virtual_el2) {
+                let _ = vgic.link_physical(index, ppi, None);
+            }
+            for (ppi, physical) in timer::links(virtual_el2) {
+                let _ = vgic.link_physical(index, ppi, Some(physical));
+            }
+            ((), Kicks::NONE)
+        });
+    }
+
     /// Takes list registers back (see `loaded::sync_interface`). Called with the vCPU's `hw` locked.
     /// The kicks are the caller's to [`deliver`] once that is unlocked.
     pub(super) fn sync(&self, vcpu: &Vcpu, lrs: &LrFile, eois: u8) -> Kicks {

@@ -16,6 +16,7 @@ use umbra_hw::{MAX_CPUS, gic, vgic};
 use umbra_vgic::{HcrBits, Kicks, Lr, Vmcr};
 
 use super::gic::deliver;
+use super::timer;
 use super::vcpu::{Hw, Vcpu, has_pauth};
 use crate::irq::{self, Sgi};
 use crate::trace::{self, Event};
@@ -43,20 +44,23 @@ pub(crate) fn put_loaded() {
     }
 }
 
-/// Sees that `vcpu`'s registers are in memory.
+/// Sees that `vcpu`'s registers are in memory, where they stay until somebody runs it. One that runs
+/// goes on: it is loaded again as soon as it was put.
 pub(super) fn put(vcpu: &Vcpu) {
-    loop {
-        let cpu = vcpu.hw.lock().regs.hw.loaded_on();
-        match cpu {
-            None => return,
-            Some(cpu) if cpu == umbra_hw::cpu() => put_here(vcpu),
-            Some(cpu) => {
-                irq::send(cpu, Sgi::Put);
-                // The other CPU may be waiting for this one in the same way.
-                while vcpu.hw.lock().regs.hw.loaded_on() == Some(cpu) {
-                    irq::poll();
-                    core::hint::spin_loop();
-                }
+    let (cpu, puts) = {
+        let hw = vcpu.hw.lock();
+        (hw.regs.hw.loaded_on(), hw.puts)
+    };
+    match cpu {
+        None => {}
+        Some(cpu) if cpu == umbra_hw::cpu() => put_here(vcpu),
+        Some(cpu) => {
+            irq::send(cpu, Sgi::Put);
+            // Counted, as being unloaded may be over before this CPU looks. The other CPU may be
+            // waiting for this one in the same way.
+            while vcpu.hw.lock().puts == puts {
+                irq::poll();
+                core::hint::spin_loop();
             }
         }
     }
@@ -65,7 +69,7 @@ pub(super) fn put(vcpu: &Vcpu) {
 /// Loads `vcpu` here, if it is not; another vCPU that is goes first.
 pub(super) fn load(vcpu: &Arc<Vcpu>) {
     let cpu = umbra_hw::cpu();
-    let cntvoff = vcpu.vm.counter_offset.load(Ordering::Acquire);
+    let cntvoff = timer::hardware_offset(vcpu, &vcpu.hw.lock());
     {
         // A VMM may have moved the guest's counter since.
         let hw = vcpu.hw.lock();
@@ -76,15 +80,19 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
     put(vcpu);
     put_loaded();
     let vm = &vcpu.vm;
+    let (vttbr, virtual_el2) = {
+        let hw = vcpu.hw.lock();
+        (hw.vttbr, hw.virtual_el2)
+    };
     let machine = Machine {
-        vttbr: vm.vttbr,
+        vttbr,
         vtcr: vm.machine.vtcr(vm.ipa_bits),
         vmpidr: vcpu.mpidr(),
         vpidr: umbra_hw::idregs::read(0, 0),
         cntvoff,
         mdcr: umbra_hw::guest::trap_debug_and_pmu(),
         pauth: has_pauth(),
-        virtual_el2: vcpu.hw.lock().virtual_el2,
+        virtual_el2,
     };
     trace::record(Event::Load, vcpu.index() as u64, 0);
     *LOADED[cpu].lock() = Some(vcpu.clone());
@@ -98,7 +106,10 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
     let me = vcpu.index() + 1;
     let before = vm.last_ran[cpu].swap(me, Ordering::AcqRel);
     if before != me {
-        umbra_hw::tlb::Stage2::with(vm.vttbr, umbra_hw::tlb::Stage2::local);
+        let (canonical, below) = vm.memory.lock().vttbrs();
+        for vttbr in core::iter::once(canonical).chain(below) {
+            umbra_hw::tlb::Stage2::with(vttbr, umbra_hw::tlb::Stage2::local);
+        }
     }
     gic::enable_private(VIRT_TIMER_PPI, true);
     gic::enable_private(PHYS_TIMER_PPI, true);
@@ -107,7 +118,7 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
 
 fn put_here(vcpu: &Vcpu) {
     let cpu = umbra_hw::cpu();
-    let kicks = {
+    let (kicks, vttbr) = {
         let mut hw = vcpu.hw.lock();
         if !hw.regs.hw.is_loaded_here() {
             return;
@@ -119,7 +130,8 @@ fn put_here(vcpu: &Vcpu) {
         };
         save_interface(&mut hw);
         hw.regs.hw.save();
-        kicks
+        hw.puts = hw.puts.wrapping_add(1);
+        (kicks, hw.vttbr)
     };
     trace::record(Event::Put, vcpu.index() as u64, 0);
     gic::enable_private(VIRT_TIMER_PPI, false);
@@ -127,7 +139,7 @@ fn put_here(vcpu: &Vcpu) {
     gic::set_private_active(VIRT_TIMER_PPI, false);
     gic::set_private_active(PHYS_TIMER_PPI, false);
     let owner = LOADED[cpu].lock().take();
-    umbra_hw::guest::unload_vttbr(vcpu.vm.vttbr);
+    umbra_hw::guest::unload_vttbr(vttbr);
     deliver(&vcpu.vm, kicks);
     drop(owner);
 }

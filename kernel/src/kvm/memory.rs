@@ -74,6 +74,10 @@ pub(super) struct Memory {
     /// `None` only while the VM is being dropped.
     table: Option<Canonical>,
     vttbr: u64,
+    /// The same tables under a second VMID, for what a guest hypervisor runs without a stage 2 of its
+    /// own: the two have different stage-1 entries for the same addresses.
+    below: Option<u64>,
+    vmid_bits: u32,
 }
 
 /// VMIDs in use, a bit each. 0 stands for "no guest".
@@ -153,32 +157,38 @@ impl Machine {
     }
 }
 
-fn invalidate_tlb(vttbr: u64) -> impl FnMut(&TlbRequest) {
+fn invalidate_tlb(vttbrs: (u64, Option<u64>)) -> impl FnMut(&TlbRequest) {
     move |request| {
-        tlb::Stage2::with(vttbr, |stage2| match request.scope {
-            // A long range costs more by page than the VM's refills.
-            Scope::Range {
-                addr,
-                bytes,
-                level,
-                leaf_only,
-            } => {
-                let step = level.map_or(4096, |level| Granule::K4.level_bytes(level));
-                let count = bytes.div_ceil(step);
-                if count > 512 {
-                    stage2.all();
-                } else {
-                    let ttl = match (level, leaf_only) {
-                        // TG = 4 KiB, level in the low bits (Arm ARM D8.17.5).
-                        (Some(level), true) => 0b0100 | level.number() as u64 & 3,
-                        _ => 0,
-                    };
-                    stage2.ipa(addr, step, count, ttl);
-                }
-            }
-            Scope::All => stage2.all(),
-        });
+        for vttbr in core::iter::once(vttbrs.0).chain(vttbrs.1) {
+            invalidate_under(vttbr, request);
+        }
     }
+}
+
+fn invalidate_under(vttbr: u64, request: &TlbRequest) {
+    tlb::Stage2::with(vttbr, |stage2| match request.scope {
+        // A long range costs more by page than the VM's refills.
+        Scope::Range {
+            addr,
+            bytes,
+            level,
+            leaf_only,
+        } => {
+            let step = level.map_or(4096, |level| Granule::K4.level_bytes(level));
+            let count = bytes.div_ceil(step);
+            if count > 512 {
+                stage2.all();
+            } else {
+                let ttl = match (level, leaf_only) {
+                    // TG = 4 KiB, level in the low bits (Arm ARM D8.17.5).
+                    (Some(level), true) => 0b0100 | level.number() as u64 & 3,
+                    _ => 0,
+                };
+                stage2.ipa(addr, step, count, ttl);
+            }
+        }
+        Scope::All => stage2.all(),
+    });
 }
 
 impl Memory {
@@ -197,7 +207,24 @@ impl Memory {
             slots: BTreeMap::new(),
             table: Some(table),
             vttbr,
+            below: None,
+            vmid_bits: machine.vmid_bits,
         })
+    }
+
+    /// VTTBR_EL2 of the canonical table under the second VMID; `None` when VMIDs are out.
+    pub(super) fn vttbr_below(&mut self) -> Option<u64> {
+        if self.below.is_none() {
+            let vmid = take_vmid(self.vmid_bits)?;
+            let root = self.table().root();
+            self.below = Some(tlb::vttbr(root, vmid.number()));
+        }
+        self.below
+    }
+
+    /// VTTBR_EL2 of the canonical table under either VMID.
+    pub(super) fn vttbrs(&self) -> (u64, Option<u64>) {
+        (self.vttbr, self.below)
     }
 
     /// VTTBR_EL2 of the canonical table.
@@ -249,7 +276,7 @@ impl Memory {
     }
 
     fn evict(&mut self, base: Ipa, bytes: u64) {
-        let vttbr = self.vttbr;
+        let vttbr = (self.vttbr, self.below);
         self.table()
             .evict(base, bytes, &TablePages)
             .finish(&TablePages, invalidate_tlb(vttbr));
@@ -336,7 +363,7 @@ impl Memory {
         let result = self
             .table()
             .map(at, pa, size, Attrs::normal(rights), &TablePages);
-        let vttbr = self.vttbr;
+        let vttbr = (self.vttbr, self.below);
         match result {
             Ok(Mapped::Fresh | Mapped::Unchanged) => {}
             Ok(Mapped::Rights(work)) => work.finish(&TablePages, invalidate_tlb(vttbr)),
@@ -364,13 +391,17 @@ impl From<NoMemory> for NotMapped {
 impl Drop for Memory {
     fn drop(&mut self) {
         if let Some(table) = self.table.take() {
-            let vttbr = self.vttbr;
-            umbra_hw::guest::unload_vttbr(vttbr);
+            let vttbr = (self.vttbr, self.below);
+            for vttbr in core::iter::once(vttbr.0).chain(vttbr.1) {
+                umbra_hw::guest::unload_vttbr(vttbr);
+            }
             table
                 .destroy(&TablePages)
                 .finish(&TablePages, invalidate_tlb(vttbr));
         }
-        let number = (self.vttbr >> 48) as usize;
-        VMIDS.lock()[number / 64] &= !(1 << (number % 64));
+        for vttbr in core::iter::once(self.vttbr).chain(self.below) {
+            let number = (vttbr >> 48) as usize;
+            VMIDS.lock()[number / 64] &= !(1 << (number % 64));
+        }
     }
 }

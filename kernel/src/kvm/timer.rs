@@ -28,7 +28,7 @@ fn timers(vcpu: &Vcpu, hw: &Hw) -> [Option<Timer>; 4] {
         .vm
         .counter_offset
         .load(core::sync::atomic::Ordering::Acquire);
-    let offset = if hw.virtual_el2 {
+    let offset = if hw.nested {
         hw.regs.get(Reg::CntvoffEl2)
     } else {
         of_vm
@@ -46,7 +46,7 @@ fn timers(vcpu: &Vcpu, hw: &Hw) -> [Option<Timer>; 4] {
         offset: 0,
     };
     let hyp = |ppi, ctl, cval| {
-        hw.virtual_el2.then_some(Timer {
+        hw.nested.then_some(Timer {
             ppi,
             ctl,
             cval,
@@ -59,6 +59,18 @@ fn timers(vcpu: &Vcpu, hw: &Hw) -> [Option<Timer>; 4] {
         hyp(HYP_VIRT_TIMER_PPI, Reg::CnthvCtlEl2, Reg::CnthvCvalEl2),
         hyp(HYP_TIMER_PPI, Reg::CnthpCtlEl2, Reg::CnthpCvalEl2),
     ]
+}
+
+/// CNTVOFF_EL2 for what runs: the VM's, nothing at virtual EL2, its choice for what it runs.
+pub(super) fn hardware_offset(vcpu: &Vcpu, hw: &Hw) -> u64 {
+    match (hw.nested, hw.virtual_el2) {
+        (false, _) => vcpu
+            .vm
+            .counter_offset
+            .load(core::sync::atomic::Ordering::Acquire),
+        (true, true) => 0,
+        (true, false) => hw.regs.get(Reg::CntvoffEl2),
+    }
 }
 
 /// The virtual interrupts that hardware timers drive, and the physical ones behind them.

@@ -95,8 +95,14 @@ pub(super) struct Hw {
     pub(super) ich_hcr: u64,
     /// CNTVOFF_EL2 it was last loaded with.
     pub(super) cntvoff: u64,
+    /// How often it was put away.
+    pub(super) puts: u64,
     /// At virtual EL2, or at EL0 under its TGE: the EL1 registers in hardware are EL2's.
     pub(super) virtual_el2: bool,
+    /// The vCPU has a virtual EL2.
+    pub(super) nested: bool,
+    /// VTTBR_EL2 for what runs.
+    pub(super) vttbr: u64,
 }
 
 /// A start that PSCI or a reset asked for.
@@ -165,7 +171,10 @@ impl Vcpu {
                     cpuif: CpuIf::default(),
                     ich_hcr: 0,
                     cntvoff: 0,
+                    puts: 0,
                     virtual_el2: false,
+                    nested: false,
+                    vttbr: vm.vttbr,
                 },
             ),
             power: SpinLock::new("vcpu power", 164, PowerState::default()),
@@ -292,6 +301,8 @@ impl Vcpu {
         state.hcr = run::hcr(state.init.unwrap_or_default(), state.world);
         let mut hw = self.hw.lock();
         hw.virtual_el2 = nested;
+        hw.nested = nested;
+        hw.vttbr = self.vm.vttbr;
         hw.regs.reset(&self.identity(), &state.features);
         hw.cpuif = CpuIf::default();
     }

@@ -7,6 +7,7 @@
 //!
 //! *Virtual EL2* includes EL0 under its TGE: nothing changes in hardware between the two.
 
+mod switch;
 mod sysreg;
 mod tlbi;
 
@@ -16,6 +17,7 @@ use umbra_abort::World;
 use umbra_arm64::sysreg::Reg;
 use umbra_hw::guest::HwPstate;
 
+pub(super) use switch::{Vector, leave};
 pub(super) use sysreg::access as sysreg;
 
 use super::run::Next;
@@ -66,23 +68,32 @@ pub(super) fn eret(vcpu: &Arc<Vcpu>, state: &mut State) -> Next {
     let to = match spsr & MODE {
         EL2H | EL2T => hardware_pstate(spsr),
         EL0T if host_el0 => hardware_pstate(spsr),
-        // EL1 and EL0 of a guest of the guest: a shadow stage 2 is not there yet.
+        // EL1 and EL0 of what it runs.
+        EL0T | EL1T | EL1H if hcr & TGE == 0 => {
+            let Some(pstate) = HwPstate::new(spsr) else {
+                return illegal(state, spsr, elr);
+            };
+            switch::enter(vcpu, state, pstate, elr);
+            return Next::Guest;
+        }
         _ => None,
     };
     state.frame.pc = elr;
     match to {
         Some(pstate) => state.frame.set_pstate(pstate),
-        None => illegal_return(state, spsr),
+        None => return illegal(state, spsr, elr),
     }
     Next::Guest
 }
 
 /// An illegal exception return: the mode stays, flags and masks come from SPSR, and the next
 /// instruction raises an Illegal State exception.
-fn illegal_return(state: &mut State, spsr: u64) {
+fn illegal(state: &mut State, spsr: u64, elr: u64) -> Next {
+    state.frame.pc = elr;
     const TAKEN: u64 = 0xf000_0000 | 0x3c0;
     let now = state.frame.pstate().raw();
     if let Some(pstate) = HwPstate::new(now & !TAKEN | spsr & TAKEN | IL) {
         state.frame.set_pstate(pstate);
     }
+    Next::Guest
 }

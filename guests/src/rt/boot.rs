@@ -48,8 +48,14 @@ global_asm!(
     ".global umbra_guest_secondary_entry",
     "umbra_guest_secondary_entry:",
     "mov x19, x0",
+    "mrs x20, sctlr_el1",
+    "mrs x21, CurrentEL",
+    "mrs x22, daif",
     "bl cpu_setup",
     "mov x0, x19",
+    "and x1, x20, #1",
+    "orr x1, x1, x21",
+    "orr x1, x1, x22",
     "bl umbra_guest_secondary",
     // Registers of this CPU. x19 = its number. Leaves with its stack.
     "cpu_setup:",
@@ -154,8 +160,8 @@ extern "C" fn umbra_guest_main(dtb: u64) -> ! {
 
 // SAFETY: called by the code above, on a CPU that `smp` has started.
 #[unsafe(no_mangle)]
-extern "C" fn umbra_guest_secondary(number: u64) -> ! {
-    smp::secondary(number)
+extern "C" fn umbra_guest_secondary(number: u64, entry: u64) -> ! {
+    smp::secondary(number, entry)
 }
 
 #[panic_handler]

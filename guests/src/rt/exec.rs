@@ -131,12 +131,18 @@ pub fn exec(instruction: u32, regs: &mut Regs) -> Option<Fault> {
     assert!(length <= ROOM * 4);
     // SAFETY: this CPU's element, inside the static.
     let code = unsafe { CODE.0.get().cast::<[u32; ROOM]>().add(cpu()) };
-    // SAFETY: the routine is `length` bytes of instructions without PC-relative operands, and the
-    // element has room for them.
-    unsafe { core::ptr::copy_nonoverlapping(start, code.cast::<u8>(), length) };
+    // SAFETY: the element is this CPU's alone.
+    if unsafe { code.cast::<u32>().read_volatile() } == 0 {
+        // SAFETY: the routine is `length` bytes of instructions without PC-relative operands, and
+        // the element has room for them.
+        unsafe { core::ptr::copy_nonoverlapping(start, code.cast::<u8>(), length) };
+        mem::sync_code(code as u64, length as u64);
+    }
     // SAFETY: the slot is inside the element.
-    unsafe { code.cast::<u32>().add(slot).write_volatile(instruction) };
-    mem::sync_code(code as u64, length as u64);
+    let slot = unsafe { code.cast::<u32>().add(slot) };
+    // SAFETY: as above.
+    unsafe { slot.write_volatile(instruction) };
+    mem::sync_code(slot as u64, 4);
     // SAFETY: the element holds that routine, which follows the procedure call standard.
     let run: extern "C" fn(&mut Regs) = unsafe { core::mem::transmute(code) };
     expect(|| run(regs))
@@ -155,4 +161,37 @@ pub const fn msr(encoding: u32) -> u32 {
 /// The encoding of a system register.
 pub const fn sys(op0: u32, op1: u32, crn: u32, crm: u32, op2: u32) -> u32 {
     op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
+}
+
+/// Returns by `eret` to the next instruction, in this SPSR's state.
+pub fn exception_return(spsr: u64) {
+    // SAFETY: an illegal state is reported before the next instruction, and the handler mends it;
+    // a legal one that is not this state's own would lose the stack, so callers pass none.
+    unsafe {
+        core::arch::asm!(
+            "adr {scratch}, 2f",
+            "msr elr_el1, {scratch}",
+            "msr spsr_el1, {spsr}",
+            "isb",
+            "eret",
+            "2: nop",
+            scratch = out(reg) _, spsr = in(reg) spsr, options(nostack)
+        );
+    }
+}
+
+/// Loads by SP_EL0 as stack pointer from an address.
+pub fn load_by_stack_pointer(addr: u64) {
+    let addr = mem::outside(addr);
+    // SAFETY: SP_EL1 is kept, and interrupts, which would use it, are masked by the caller;
+    // a synchronous exception switches to it by itself.
+    unsafe {
+        core::arch::asm!(
+            "msr sp_el0, {addr}",
+            "msr spsel, #0",
+            "ldr {addr}, [sp]",
+            "msr spsel, #1",
+            addr = inout(reg) addr => _, options(nostack)
+        );
+    }
 }

@@ -56,6 +56,24 @@ pub fn init_cpu() {
     crate::msr!("S3_0_C12_C12_7", 1); // ICC_IGRPEN1_EL1
 }
 
+/// Takes back every state of every interrupt that this CPU sees, and its running priorities.
+pub fn forget_all() {
+    for first in (0..intids()).step_by(32) {
+        for register in [ICENABLER, ICPENDR, ICACTIVER] {
+            let (at, _) = bit(register, first);
+            mem::write32(at, !0);
+        }
+    }
+    wait();
+    for _ in 0..32 {
+        if running_priority() == 0xff {
+            break;
+        }
+        end(32);
+    }
+    init_cpu();
+}
+
 /// Interrupts that the distributor has, SGIs and PPIs included.
 pub fn intids() -> u32 {
     (mem::read32(DIST + TYPER) & 0x1f) * 32 + 32

@@ -37,6 +37,7 @@ pub(super) fn init() {
         mem::write64(copy + at, entry);
     }
     ROOT.store(copy, Ordering::Relaxed);
+    descriptor(WINDOW, 1);
     enter();
 }
 

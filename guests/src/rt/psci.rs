@@ -42,9 +42,9 @@ pub fn hvc(function: u64, args: [u64; 3]) -> [u64; 4] {
 pub fn smc(function: u64, args: [u64; 3]) -> [u64; 4] {
     let [mut a, mut b, mut c] = args;
     let mut x0 = function;
-    // SAFETY: as for hvc.
+    // SAFETY: as for hvc. (smc #0, which the assembler wants EL3 for.)
     unsafe {
-        asm!(".arch_extension sec", "smc #0", inout("x0") x0, inout("x1") a, inout("x2") b, inout("x3") c, options(nostack));
+        asm!(".inst 0xd4000003", inout("x0") x0, inout("x1") a, inout("x2") b, inout("x3") c, options(nostack));
     }
     [x0, a, b, c]
 }

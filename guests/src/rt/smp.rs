@@ -24,6 +24,7 @@ static MAILBOXES: [Mailbox; MAX_CPUS] = [const {
 }; MAX_CPUS];
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static STARTED: AtomicU64 = AtomicU64::new(0);
+static ENTRY_STATES: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
 unsafe extern "C" {
     static umbra_guest_secondary_entry: u8;
@@ -79,12 +80,18 @@ pub fn run(cpu: usize, job: Job, argument: u64) -> bool {
     wait(cpu)
 }
 
-pub(super) fn secondary(number: u64) -> ! {
+/// How a CPU found itself at its last start: SCTLR_EL1.M in bit 0, CurrentEL in 3:2, DAIF in 9:6.
+pub fn entry_state(cpu: usize) -> u64 {
+    ENTRY_STATES[cpu].load(Ordering::Relaxed)
+}
+
+pub(super) fn secondary(number: u64, entry: u64) -> ! {
     assert!(
         number as usize == cpu(),
         "CPU {} got {number} as its context",
         cpu()
     );
+    ENTRY_STATES[cpu()].store(entry, Ordering::Relaxed);
     mmu::enter();
     STARTED.fetch_add(1, Ordering::Release);
     let mailbox = &MAILBOXES[cpu()];
@@ -101,7 +108,7 @@ pub(super) fn secondary(number: u64) -> ! {
     }
 }
 
-/// Turns this CPU off; comes back only if PSCI refuses, with its status. Its mailbox is emptied
+/// Turns this CPU off, as a job; comes back only if PSCI refuses, with its status. Its mailbox is emptied
 /// first, so that whoever waits for the job knows.
 pub fn off() -> i32 {
     MAILBOXES[cpu()].job.store(0, Ordering::Release);

@@ -530,6 +530,12 @@ mod gic {
     }
 
     static COUNTS: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
+
+    /// SGIs that a CPU has taken.
+    fn taken(cpu: usize) -> &'static AtomicU64 {
+        &COUNTS[cpu]
+    }
+
     static STOP: AtomicU64 = AtomicU64::new(0);
 
     /// On another CPU: takes SGI 1 until it gets SGI 2, sleeping in between.
@@ -537,7 +543,7 @@ mod gic {
         gic::init_cpu();
         gic::enable(1, MIDDLE);
         gic::enable(2, 0xc0);
-        COUNTS[cpu()].store(0, SeqCst);
+        taken(cpu()).store(0, SeqCst);
         STOP.fetch_add(1, SeqCst);
         loop {
             op!("wfi");
@@ -549,7 +555,7 @@ mod gic {
                 }
                 other => {
                     gic::end(other);
-                    COUNTS[cpu()].fetch_add(1, SeqCst);
+                    taken(cpu()).fetch_add(1, SeqCst);
                 }
             }
         }
@@ -590,13 +596,13 @@ mod gic {
         for cpu in 1..smp::count() {
             for n in 1..=50 {
                 gic::send_sgi(1, 1 << cpu);
-                let came = wait_for(2000, || COUNTS[cpu].load(SeqCst) == n);
-                ensure!(came, "SGIs taken", COUNTS[cpu].load(SeqCst));
+                let came = wait_for(2000, || taken(cpu).load(SeqCst) == n);
+                ensure!(came, "SGIs taken", taken(cpu).load(SeqCst));
             }
         }
         stop_counters()?;
         for cpu in 1..smp::count() {
-            equal!(COUNTS[cpu].load(SeqCst), 50, "SGIs taken in all");
+            equal!(taken(cpu).load(SeqCst), 50, "SGIs taken in all");
         }
         quiet()
     }
@@ -611,8 +617,8 @@ mod gic {
             // ICC_SGI1R_EL1.IRM
             umbra_guests::msr!("S3_0_C12_C11_5", 1 << 40 | 1 << 24);
             for cpu in 1..smp::count() {
-                let came = wait_for(2000, || COUNTS[cpu].load(SeqCst) == n);
-                ensure!(came, "SGIs taken", COUNTS[cpu].load(SeqCst));
+                let came = wait_for(2000, || taken(cpu).load(SeqCst) == n);
+                ensure!(came, "SGIs taken", taken(cpu).load(SeqCst));
             }
             quiet()?;
         }
@@ -629,7 +635,7 @@ mod gic {
             wait_for(20, || false);
             gic::send_sgi(1, 1 << cpu);
             ensure!(
-                wait_for(2000, || COUNTS[cpu].load(SeqCst) == 1),
+                wait_for(2000, || taken(cpu).load(SeqCst) == 1),
                 "asleep: CPU",
                 cpu
             );
@@ -648,7 +654,7 @@ mod gic {
             gic::route(SPI, cpu as u64);
             gic::set_pending(SPI);
             ensure!(
-                wait_for(2000, || COUNTS[cpu].load(SeqCst) == 1),
+                wait_for(2000, || taken(cpu).load(SeqCst) == 1),
                 "no SPI on CPU",
                 cpu
             );

@@ -305,6 +305,11 @@ mod smp {
     static STOP: AtomicU64 = AtomicU64::new(0);
     static READS: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
 
+    /// Reads that a CPU has done.
+    fn reads(cpu: usize) -> &'static AtomicU64 {
+        &READS[cpu]
+    }
+
     fn read_until_stopped(va: u64) {
         while STOP.load(Relaxed) == 0 {
             let mut value = 0;
@@ -312,7 +317,7 @@ mod smp {
             let fault = expect(|| value = mem::read64(va));
             match fault {
                 None if value == STALE => _ = WRONG.fetch_add(1, SeqCst),
-                None => _ = READS[cpu()].fetch_add(1, Relaxed),
+                None => _ = reads(cpu()).fetch_add(1, Relaxed),
                 Some(fault) if fault.ec() == 0x25 && fault.fsc() == 0x7 => {}
                 Some(_) => _ = WRONG.fetch_add(1 << 32, SeqCst),
             }
@@ -335,8 +340,8 @@ mod smp {
             smp::begin(cpu, read_until_stopped, va);
         }
         for cpu in 1..smp::count() {
-            let reads = wait_for(5000, || READS[cpu].load(Relaxed) > 10);
-            ensure!(reads, "does not read: CPU", cpu);
+            let reading = wait_for(5000, || reads(cpu).load(Relaxed) > 10);
+            ensure!(reading, "does not read: CPU", cpu);
         }
         for round in 1..500 {
             let (old, new) = (pages + (round + 1) % 2 * PAGE, pages + round % 2 * PAGE);

@@ -18,6 +18,8 @@ mod timer {
     /// What a busy machine may be late by, in microseconds.
     const LATE: u64 = 2_000_000;
 
+    type Check = fn(Timer) -> Verdict;
+
     pub(super) fn run(suite: &mut Suite) {
         let start = now();
         gic::init_distributor();
@@ -27,7 +29,7 @@ mod timer {
         for (timer, name) in [(Timer::Virtual, "virtual"), (Timer::Physical, "physical")] {
             timer.stop();
             gic::enable(timer.intid(), MIDDLE);
-            let checks: [(&str, fn(Timer) -> Verdict); 10] = [
+            let checks: [(&str, Check); 10] = [
                 ("counts-up", counts_up),
                 ("status", status),
                 ("values", values),
@@ -249,7 +251,8 @@ mod timer {
     }
 
     fn periodic(timer: Timer) -> Verdict {
-        (COUNT.store(0, SeqCst), EARLY.store(0, SeqCst));
+        COUNT.store(0, SeqCst);
+        EARLY.store(0, SeqCst);
         irq::set_handler(rearm);
         timer.start(microseconds(1000));
         irq::unmask();
@@ -262,7 +265,8 @@ mod timer {
     }
 
     fn exception(timer: Timer) -> Verdict {
-        (COUNT.store(0, SeqCst), EARLY.store(0, SeqCst));
+        COUNT.store(0, SeqCst);
+        EARLY.store(0, SeqCst);
         irq::set_handler(|intid| {
             rearm(intid);
             Timer::Virtual.stop();
@@ -319,7 +323,13 @@ mod timer {
         PASS
     }
 
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
     static FIRED: [AtomicU64; 8] = [const { AtomicU64::new(0) }; 8];
+
+    /// Interrupts that a CPU's own timer has made.
+    fn fired(cpu: usize) -> &'static AtomicU64 {
+        &FIRED[cpu]
+    }
 
     fn own_timer(_: u64) {
         gic::init_cpu();
@@ -330,7 +340,7 @@ mod timer {
                 op!("wfi");
             }
             if gic::acknowledge() == gic::VIRTUAL_TIMER && Timer::Virtual.control() & ISTATUS != 0 {
-                FIRED[cpu()].fetch_add(1, SeqCst);
+                fired(cpu()).fetch_add(1, SeqCst);
             }
             Timer::Virtual.stop();
             gic::end(gic::VIRTUAL_TIMER);
@@ -345,15 +355,15 @@ mod timer {
         gic::enable(gic::VIRTUAL_TIMER, MIDDLE);
         for cpu in 1..smp::count() {
             equal!(smp::start(cpu).unwrap_or(-9), 0, "CPU_ON");
-            let (here, there) = (now(), smp::run(cpu, |_| FIRED[7].store(now(), SeqCst), 0));
-            let other = FIRED[7].load(SeqCst);
+            let (here, there) = (now(), smp::run(cpu, |_| COUNTER.store(now(), SeqCst), 0));
+            let other = COUNTER.load(SeqCst);
             ensure!(
                 there && (here..=now()).contains(&other),
                 "counter of another CPU",
                 other
             );
             ensure!(smp::run(cpu, own_timer, 0), "no answer from CPU", cpu);
-            equal!(FIRED[cpu].load(SeqCst), 20, "interrupts of its own");
+            equal!(fired(cpu).load(SeqCst), 20, "interrupts of its own");
         }
         quiet()
     }

@@ -347,7 +347,7 @@ pub(crate) fn case(seed: u64, one_half: bool) -> (Case, Rng) {
         friendly: rng.percent(60),
         written: BTreeMap::new(),
     };
-    let mut table = |rng: &mut Rng| {
+    let table = |rng: &mut Rng| {
         let bits = if rng.percent(95) {
             world.address_bits
         } else {
@@ -364,7 +364,7 @@ pub(crate) fn case(seed: u64, one_half: bool) -> (Case, Rng) {
         | rng.maybe(8, 1 << 32)
         | if one_half { 0 } else { 1 << 34 }
         | rng.maybe(40, 1 << 46);
-    let mut regs = |rng: &mut Rng, one_half| {
+    let regs = |rng: &mut Rng, one_half| {
         let big_endian = order(rng);
         let (ttbr0, ttbr1) = (table(rng), table(rng));
         [

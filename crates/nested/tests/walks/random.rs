@@ -291,8 +291,7 @@ fn stage2_case(seed: u64, coverage: &mut Coverage) {
     let ipa = generate::ipa(&mut rng, regs.vtcr);
     let (access, accdesc) = rng.pick(&STAGE2_ACCESSES);
     let (first, first_manual) = if accdesc.ttw {
-        let walk = (Attributes::DEFAULT_CACHEABLE, MemAttrs::walk());
-        walk
+        (Attributes::DEFAULT_CACHEABLE, MemAttrs::walk())
     } else {
         first_attributes(&mut rng, features)
     };

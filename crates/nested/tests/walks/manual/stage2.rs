@@ -87,7 +87,7 @@ fn inconsistent_sl(p: &Params) -> bool {
 fn invalid_sl<M: GuestMemory>(machine: &Machine<'_, M>, p: &Params) -> bool {
     let pa_max = machine.pa_max();
     match (p.granule, p.sl2, p.sl0) {
-        (12, true, 0b01 | 0b10 | 0b11) => true,
+        (12, true, 0b01..=0b11) => true,
         (12, false, 0b10) => pa_max < 44,
         (12, false, 0b11) => !machine.features.small_tables,
         (14, _, 0b11) => !p.ds,

@@ -121,6 +121,16 @@ pub fn run(frame: &mut Frame, hcr: u64, fp: &mut fp::FpState) -> Exit {
     }
 }
 
+/// SCTLR of the EL1&0 regime as loaded on this CPU (SCTLR_EL12).
+pub fn loaded_sctlr() -> u64 {
+    mrs!("s3_5_c1_c0_0")
+}
+
+/// How often this CPU's guest registers were put away: unchanged means that what was loaded still is.
+pub fn saves() -> u64 {
+    percpu::this().saves.get()
+}
+
 /// Writes HCR_EL2 if it differs from what stands there.
 pub(crate) fn set_hcr(hcr: u64) {
     let this = percpu::this();
@@ -546,6 +556,8 @@ impl VcpuRegs {
             insn!("isb");
         }
         self.loaded_on.store(0, Ordering::Release);
+        let saves = &percpu::this().saves;
+        saves.set(saves.get().wrapping_add(1));
     }
 
     /// Puts SP_EL0 and the thread pointers into hardware, for the time the guest runs.

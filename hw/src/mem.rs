@@ -150,11 +150,24 @@ pub fn clear(pa: Pa, bytes: u64) {
     with_window(pa, bytes, |at| {
         if zva & 1 << 4 == 0 {
             let step = 4u64 << (zva & 0xf);
-            let mut offset = 0;
-            while offset < bytes {
-                // SAFETY: inside the window, which maps `bytes` writable bytes.
-                unsafe { insn!("dc zva, {}", at as u64 + offset) };
-                offset += step;
+            let end = at as u64 + bytes;
+            let mut at = at as u64;
+            while at < end {
+                // A page is at least two of the largest blocks (2 KiB), and eight of most.
+                // SAFETY: inside the window, which maps `bytes` writable bytes, whole pages.
+                unsafe {
+                    if step <= PAGE / 8 {
+                        core::arch::asm!(
+                            ".rept 8", "dc zva, {at}", "add {at}, {at}, {step}", ".endr",
+                            at = inout(reg) at, step = in(reg) step, options(nostack)
+                        );
+                    } else {
+                        core::arch::asm!(
+                            ".rept 2", "dc zva, {at}", "add {at}, {at}, {step}", ".endr",
+                            at = inout(reg) at, step = in(reg) step, options(nostack)
+                        );
+                    }
+                }
             }
         } else {
             // SAFETY: as above.

@@ -319,16 +319,17 @@ pub(crate) fn window_unmap(va: u64, pages: u64) {
 }
 
 fn window_edit(va: u64, pages: u64, descriptor: impl Fn(u64) -> u64) {
-    let first = {
+    let cached = &crate::percpu::this().window_table;
+    if cached.get().is_null() {
         let mut space = SPACE.lock();
         let entry = space
             .entry(va & !0x1f_ffff, false)
             .expect("windows have their tables from boot on");
-        core::ptr::from_ref(entry)
-    };
+        cached.set(core::ptr::from_ref(entry).cast());
+    }
     // SAFETY: a slot is 2 MiB aligned, so its 512 entries are one table page, which `entry` returned
-    // the start of; table pages of this half live for ever.
-    let table = unsafe { &*first.cast::<[AtomicU64; 512]>() };
+    // the start of; each CPU has one slot, and table pages of this half live for ever.
+    let table = unsafe { &*cached.get() };
     let index = (va >> 12 & 511) as usize;
     for page in 0..pages {
         table[index + page as usize].store(descriptor(page), Ordering::Release);

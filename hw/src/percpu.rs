@@ -26,6 +26,8 @@ pub(crate) struct PerCpu {
     pub(crate) vbar: Cell<u64>,
     /// VTTBR_EL2 as it stands.
     pub(crate) vttbr: Cell<u64>,
+    /// How often a vCPU's registers were taken back from here.
+    pub(crate) saves: Cell<u64>,
     /// TTBR0_EL2 as it stands.
     pub(crate) ttbr0: Cell<u64>,
     /// Whose FP registers are loaded: 0 nobody's, else the address of an `FpState`.
@@ -34,6 +36,8 @@ pub(crate) struct PerCpu {
     pub(crate) fp_trap: Cell<bool>,
     /// Redistributor base of this CPU.
     pub(crate) gicr: Cell<usize>,
+    /// The table page of this CPU's mapping window, once it was used.
+    pub(crate) window_table: Cell<*const [AtomicU64; 512]>,
     /// Whether the mapping window is in use.
     pub(crate) window_busy: Cell<bool>,
     /// The two threads of a switch under way.
@@ -52,10 +56,12 @@ impl PerCpu {
             hcr: Cell::new(HCR_HOST),
             vbar: Cell::new(0),
             vttbr: Cell::new(0),
+            saves: Cell::new(0),
             ttbr0: Cell::new(0),
             fp_owner: Cell::new(0),
             fp_trap: Cell::new(false),
             gicr: Cell::new(0),
+            window_table: Cell::new(core::ptr::null()),
             window_busy: Cell::new(false),
             switching: Cell::new(None),
         }

@@ -86,6 +86,7 @@ impl Esr {
     }
 
     /// Exception class, bits 31:26.
+    #[inline]
     pub const fn ec(self) -> Ec {
         Ec::from_number((self.0 >> EC_SHIFT & 0x3f) as u8)
     }
@@ -106,6 +107,7 @@ impl Esr {
     }
 
     /// What the value means. Total.
+    #[inline]
     pub fn syndrome(self) -> Syndrome {
         let iss = self.iss();
         let immediate = (iss & 0xffff) as u16;

@@ -272,13 +272,14 @@ impl<F: Format, A: Address> PageTable<F, A> {
         tables: &'t impl Tables,
     ) -> &'t AtomicU64 {
         let granule = self.config.geometry.granule();
+        let entries = granule.entries();
         let index = (addr >> granule.level_shift(level)) as usize;
-        let in_table = index & (granule.entries() - 1);
-        if level == self.config.geometry.start() {
-            &tables.table(self.root_part(index / granule.entries()))[in_table]
+        let table = if level == self.config.geometry.start() {
+            self.root_part(index >> entries.trailing_zeros())
         } else {
-            &tables.table(table)[in_table]
-        }
+            table
+        };
+        &tables.table(table)[index & (entries - 1)]
     }
 
     /// Walks to the entry that decides about `addr`; `None` beyond the input space.

@@ -16,6 +16,10 @@ use crate::trace::{self, Event};
 pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfar: u64) -> Next {
     trace::record(Event::Exit, esr, state.frame.pc);
     let esr = Esr::new(esr);
+    // Aborts are decoded once, by `classify`.
+    if matches!(esr.ec(), Ec::DataAbortLower | Ec::InstructionAbortLower) {
+        return abort(vcpu, state, esr, far, hpfar);
+    }
     match esr.syndrome() {
         Syndrome::Wfx(wfx) => {
             skip(state);

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use umbra_abort::{Action, Capabilities, Slot as Lies, Stage2Fault, resolve_canonical};
+use umbra_abort::{Action, Capabilities, Slot as Lies, Stage2Fault, Stage2Kind, resolve_canonical};
 use umbra_arm64::Ipa;
 use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_linux::Errno;
@@ -39,7 +39,7 @@ pub(super) fn stage2(vcpu: &Arc<Vcpu>, state: &mut State, fault: Stage2Fault<Ipa
     };
     match resolve_canonical(&fault, ipa, lies, capabilities) {
         Action::Map { write, exec, .. } => match slot {
-            Some(slot) => map(vcpu, ipa, slot, write, exec),
+            Some(slot) => map(vcpu, ipa, slot, write, exec, fault.kind),
             None => Next::Guest,
         },
         Action::MakeYoung => {
@@ -111,14 +111,21 @@ fn memory_fault(ipa: Ipa) -> Next {
 }
 
 /// Brings the VMM's page in and maps it for the guest.
-fn map(vcpu: &Arc<Vcpu>, ipa: Ipa, slot: Slot, write: bool, exec: bool) -> Next {
+fn map(
+    vcpu: &Arc<Vcpu>,
+    ipa: Ipa,
+    slot: Slot,
+    write: bool,
+    exec: bool,
+    kind: Stage2Kind,
+) -> Next {
     let vm = &vcpu.vm;
     let Some(hva) = slot.hva_of(ipa) else {
         return Next::Guest;
     };
     let access = if write { Prot::RW } else { Prot::READ };
     let mapped = vm.mm.with_page(hva, access, |view| {
-        vm.memory.lock().map(ipa, &slot, &view, exec)
+        vm.memory.lock().map(ipa, &slot, &view, exec, kind)
     });
     match mapped {
         Ok(Ok(()) | Err(NotMapped::Retry)) => Next::Guest,

@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cell::OnceCell;
 
 use umbra_arm64::sysreg::Reg;
 use umbra_kvm_abi::exit::{
@@ -15,17 +16,27 @@ use super::run::Next;
 use super::vcpu::{PowerState, Start, State, Vcpu, request};
 use super::vm::Vm;
 
-struct View(Vec<Arc<Vcpu>>);
+/// The VM's vCPUs, listed when a call first asks for one: most never do.
+struct View<'a> {
+    vm: &'a Vm,
+    vcpus: OnceCell<Vec<Arc<Vcpu>>>,
+}
 
-impl VcpuView for View {
+impl View<'_> {
+    fn vcpus(&self) -> &[Arc<Vcpu>] {
+        self.vcpus.get_or_init(|| self.vm.all_vcpus())
+    }
+}
+
+impl VcpuView for View<'_> {
     fn count(&self) -> usize {
-        self.0.len()
+        self.vcpus().len()
     }
     fn mpidr(&self, index: usize) -> u64 {
-        self.0.get(index).map_or(0, |vcpu| vcpu.mpidr())
+        self.vcpus().get(index).map_or(0, |vcpu| vcpu.mpidr())
     }
     fn is_off(&self, index: usize) -> bool {
-        self.0
+        self.vcpus()
             .get(index)
             .is_some_and(|vcpu| vcpu.power.lock().power == Power::Stopped)
     }
@@ -34,7 +45,10 @@ impl VcpuView for View {
 /// A call with its function in x0. PC is past the instruction.
 pub(super) fn call(vcpu: &Arc<Vcpu>, state: &mut State, _smc: bool) -> Next {
     let [x0, x1, x2, x3, ..] = state.frame.x;
-    let view = View(vcpu.vm.all_vcpus());
+    let view = View {
+        vm: &vcpu.vm,
+        vcpus: OnceCell::new(),
+    };
     let mut services = *vcpu.vm.services.lock();
     services.psci.system_suspend = vcpu.vm.options.lock().system_suspend;
     match smccc::call([x0, x1, x2, x3], &services, vcpu.index(), &view) {
@@ -58,7 +72,7 @@ pub(super) fn call(vcpu: &Arc<Vcpu>, state: &mut State, _smc: bool) -> Next {
     }
 }
 
-fn psci(vcpu: &Arc<Vcpu>, state: &mut State, view: &View, action: PsciAction) -> Next {
+fn psci(vcpu: &Arc<Vcpu>, state: &mut State, view: &View<'_>, action: PsciAction) -> Next {
     match action {
         PsciAction::Return(value) => {
             state.frame.x[0] = value as u64;
@@ -83,7 +97,7 @@ fn psci(vcpu: &Arc<Vcpu>, state: &mut State, view: &View, action: PsciAction) ->
         } => {
             // The new vCPU begins with the caller's endianness, as Linux does.
             let big_endian = vcpu.hw.lock().regs.get(Reg::SctlrEl1) >> 25 & 1 == 1;
-            if let Some(target) = view.0.get(target) {
+            if let Some(target) = view.vcpus().get(target) {
                 let start = Start {
                     entry,
                     context,

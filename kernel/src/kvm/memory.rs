@@ -6,7 +6,7 @@
 
 use alloc::collections::BTreeMap;
 
-use umbra_abort::{SizeRequest, SlotRange, mapping_size};
+use umbra_abort::{SizeRequest, SlotRange, Stage2Kind, mapping_size};
 use umbra_arm64::{Granule, Hva, Ipa, Pa, Rights, Tag, Vmid};
 use umbra_hw::sync::SpinLock;
 use umbra_hw::tlb;
@@ -321,6 +321,7 @@ impl Memory {
         slot: &Slot,
         view: &PageView,
         exec: bool,
+        kind: Stage2Kind,
     ) -> Result<(), NotMapped> {
         if self.slot_at(ipa) != Some(*slot) {
             return Err(NotMapped::Retry);
@@ -345,12 +346,15 @@ impl Memory {
             .offset_from(view.start)
             .ok_or(NotMapped::Retry)?;
         let pa = Pa::new(view.pa.raw() + offset);
-        // Rights that are there stay: a fetch must not take back what a store got.
-        let before = self
-            .table()
-            .lookup(ipa, &TablePages)
-            .map(|leaf| leaf.attrs.rights);
-        let exec = exec || before.is_some_and(|rights| rights.exec_el1);
+        // Rights that are there stay: a fetch must not take back what a store got. A translation fault
+        // found nothing; where another vCPU mapped the page since, a right to fetch that goes here
+        // comes back with one permission fault, which keeps all rights.
+        let exec = exec
+            || kind != Stage2Kind::Translation
+                && self
+                    .table()
+                    .lookup(ipa, &TablePages)
+                    .is_some_and(|leaf| leaf.attrs.rights.exec_el1);
         let rights = Rights {
             read: true,
             write: view.writable && !slot.read_only,

@@ -4,7 +4,6 @@ use alloc::sync::Arc;
 
 use umbra_arm64::Ipa;
 use umbra_arm64::esr::Access;
-use umbra_arm64::sysreg::Reg;
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_kvm_abi::exit::{Exit as VmmExit, MmioExit};
 use umbra_kvm_abi::run::{self as run_page, RunPage};
@@ -31,7 +30,6 @@ pub(super) fn access(
     let len = access.size.bytes() as u32;
     let data = write.then(|| {
         swapped(
-            vcpu,
             state,
             access,
             read_x(state, access.register) & mask(access),
@@ -39,7 +37,7 @@ pub(super) fn access(
     });
     if let Some(value) = vcpu.vm.gic.mmio(vcpu, ipa.raw(), len as u8, data) {
         if !write {
-            load(vcpu, state, access, value);
+            load(state, access, value);
         }
         skip(state);
         return Next::Guest;
@@ -60,7 +58,7 @@ pub(super) fn access(
 }
 
 /// The VMM has answered: finishes the instruction. An abort that it asked for instead wins.
-pub(super) fn complete(vcpu: &Arc<Vcpu>, state: &mut State, page: &dyn RunPage) {
+pub(super) fn complete(state: &mut State, page: &dyn RunPage) {
     let Some(pending) = state.pending_mmio.take() else {
         return;
     };
@@ -69,7 +67,7 @@ pub(super) fn complete(vcpu: &Arc<Vcpu>, state: &mut State, page: &dyn RunPage) 
     }
     if !pending.write {
         let value = run_page::mmio_answer(page, pending.access.size.bytes() as u32);
-        load(vcpu, state, pending.access, value);
+        load(state, pending.access, value);
     }
     skip(state);
 }
@@ -82,8 +80,8 @@ fn mask(access: Access) -> u64 {
 }
 
 /// Puts a loaded value into the register as the instruction would.
-fn load(vcpu: &Vcpu, state: &mut State, access: Access, value: u64) {
-    let value = swapped(vcpu, state, access, value & mask(access));
+fn load(state: &mut State, access: Access, value: u64) {
+    let value = swapped(state, access, value & mask(access));
     let unused = 64 - 8 * access.size.bytes() as u32;
     let value = if access.sign_extend && !left_out(Safeguard::SignExtension) {
         ((value << unused) as i64 >> unused) as u64
@@ -99,8 +97,9 @@ fn load(vcpu: &Vcpu, state: &mut State, access: Access, value: u64) {
 }
 
 /// A big-endian guest's bytes come the other way round.
-fn swapped(vcpu: &Vcpu, state: &State, access: Access, value: u64) -> u64 {
-    let sctlr = vcpu.hw.lock().regs.get(Reg::SctlrEl1);
+/// The vCPU is loaded here, so its SCTLR is the machine's.
+fn swapped(state: &State, access: Access, value: u64) -> u64 {
+    let sctlr = umbra_hw::guest::loaded_sctlr();
     let at_el0 = state.frame.pstate().raw() & 0xf == 0;
     let big_endian = sctlr >> if at_el0 { 24 } else { 25 } & 1 == 1;
     if big_endian {

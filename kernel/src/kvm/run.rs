@@ -135,7 +135,7 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
     }
     let page = &*vcpu.page;
     loaded::load(vcpu);
-    mmio::complete(vcpu, &mut state, page);
+    mmio::complete(&mut state, page);
     if run_page::immediate_exit(page) {
         return Err(Errno::EINTR);
     }
@@ -191,6 +191,7 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
     vcpu.hw.lock().regs.hw.load_el0();
     loaded::interface_on(vcpu);
     let mark = umbra_hw::cpu() + 1;
+    let mut saves = guest::saves();
     loop {
         // From here on a kick interrupts this CPU, and the interrupt is pending at ERET.
         vcpu.running_on.store(mark, Ordering::SeqCst);
@@ -214,9 +215,16 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
             Exit::SError { esr } => exit::serror(vcpu, state, esr),
             Exit::Sync { esr, far, hpfar } => exit::sync(vcpu, state, esr, far, hpfar),
         };
-        // Putting the registers away in between (another CPU asked) means loading them again.
-        if next != Next::Guest || !vcpu.hw.lock().regs.hw.is_loaded_here() {
+        if next != Next::Guest {
             return next;
+        }
+        // Putting the registers away in between (another CPU asked) means loading them again. Only
+        // this CPU does that, and the thread does not leave it in here.
+        if guest::saves() != saves {
+            saves = guest::saves();
+            if !vcpu.hw.lock().regs.hw.is_loaded_here() {
+                return next;
+            }
         }
     }
 }

@@ -25,19 +25,18 @@ fn rights(prot: Prot) -> Rights {
 pub(super) fn bring_in(inner: &mut Inner, addr: Hva, access: Prot) -> Result<PageView, MmFault> {
     let area = inner.areas.fault(addr, access)?.clone();
     let table = inner.table();
-    if table.lookup(addr, &TablePages).is_none() {
-        fill(table, &area, addr)?;
+    match table.lookup(addr, &TablePages) {
+        Some(leaf) => Ok(PageView {
+            start: leaf.addr,
+            pa: leaf.pa,
+            bytes: leaf.size,
+            writable: leaf.attrs.rights.write,
+        }),
+        None => fill(table, &area, addr),
     }
-    let leaf = table.lookup(addr, &TablePages).ok_or(MmFault::NoMemory)?;
-    Ok(PageView {
-        start: leaf.addr,
-        pa: leaf.pa,
-        bytes: leaf.size,
-        writable: leaf.attrs.rights.write,
-    })
 }
 
-fn fill(table: &mut User, area: &Vma<Object>, addr: Hva) -> Result<(), MmFault> {
+fn fill(table: &mut User, area: &Vma<Object>, addr: Hva) -> Result<PageView, MmFault> {
     let page = addr.align_down(FRAME);
     match area.backing_at(addr) {
         Backing::Anon => {
@@ -70,8 +69,14 @@ fn fill(table: &mut User, area: &Vma<Object>, addr: Hva) -> Result<(), MmFault> 
             offset,
         } => {
             let pa = pages.page(offset).ok_or(MmFault::BeyondFile)?;
-            let attrs = Attrs::normal(rights(area.prot));
-            map(table, page, pa, FRAME, attrs).map_err(|_| MmFault::NoMemory)
+            let rights = rights(area.prot);
+            map(table, page, pa, FRAME, Attrs::normal(rights)).map_err(|_| MmFault::NoMemory)?;
+            Ok(PageView {
+                start: page,
+                pa,
+                bytes: FRAME,
+                writable: rights.write,
+            })
         }
         Backing::Shared {
             object: Object::File(_),
@@ -102,10 +107,23 @@ fn block_for(table: &User, area: &Vma<Object>, addr: Hva) -> Option<Hva> {
     empty.then_some(block)
 }
 
-fn install(table: &mut User, at: Hva, pa: Pa, bytes: u64, prot: Prot) -> Result<(), MmFault> {
-    map(table, at, pa, bytes, Attrs::normal(rights(prot))).map_err(|_| {
+fn install(
+    table: &mut User,
+    at: Hva,
+    pa: Pa,
+    bytes: u64,
+    prot: Prot,
+) -> Result<PageView, MmFault> {
+    let rights = rights(prot);
+    if map(table, at, pa, bytes, Attrs::normal(rights)).is_err() {
         mem::release(pa);
-        MmFault::NoMemory
+        return Err(MmFault::NoMemory);
+    }
+    Ok(PageView {
+        start: at,
+        pa,
+        bytes,
+        writable: rights.write,
     })
 }
 

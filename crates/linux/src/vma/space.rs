@@ -100,10 +100,15 @@ impl<O: Clone + PartialEq> AddressSpace<O> {
 
     /// The area that allows `access` to `addr`; a stack just above grows down to it first.
     pub fn fault(&mut self, addr: Hva, access: Prot) -> Result<&Vma<O>, Fault> {
-        if self.find(addr).is_none() {
-            self.grow_stack(addr)?;
-        }
-        let area = self.find(addr).ok_or(Fault::NotMapped)?;
+        let start = match self.find(addr) {
+            Some(area) => area.span.start(),
+            None => {
+                self.grow_stack(addr)?;
+                let area = self.find(addr).ok_or(Fault::NotMapped)?;
+                area.span.start()
+            }
+        };
+        let area = self.areas.get(&start.raw()).ok_or(Fault::NotMapped)?;
         if area.prot.contains(access) {
             Ok(area)
         } else {

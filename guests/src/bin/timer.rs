@@ -162,6 +162,12 @@ mod timer {
         quiet()
     }
 
+    /// Whether the timer's interrupt has gone by itself. A list register keeps it until the next
+    /// exit, so ask by one.
+    fn gone(timer: Timer) -> bool {
+        !gic::is_pending(timer.intid()) && !waiting()
+    }
+
     /// The interrupt is there as long as the condition is: it comes again, and goes by itself.
     fn level(timer: Timer) -> Verdict {
         timer.start(0);
@@ -177,14 +183,9 @@ mod timer {
         equal!(gic::is_pending(timer.intid()), true, "pending");
         timer.set_compare(u64::MAX);
         ensure!(
-            wait_for(3000, || !waiting()),
+            wait_for(3000, || gone(timer)),
             "does not go",
             timer.control()
-        );
-        equal!(
-            gic::is_pending(timer.intid()),
-            false,
-            "pending, moved to the future"
         );
         equal!(gic::acknowledge(), SPURIOUS, "acknowledged");
         PASS
@@ -195,7 +196,7 @@ mod timer {
         ensure!(wait_for(3000, waiting), "does not come", timer.control());
         timer.set_control(ENABLE | IMASK);
         ensure!(
-            wait_for(3000, || !waiting()),
+            wait_for(3000, || gone(timer)),
             "not held back",
             timer.control()
         );

@@ -118,6 +118,18 @@ pub(crate) fn init_cpu() {
     trap_el0(false);
 }
 
+/// Traps FP use at every level (CPTR_EL2.FPEN = 0b00), for the time a guest runs.
+pub(crate) fn trap_everything() {
+    // SAFETY: umbra uses no FP; an ERET follows.
+    unsafe { msr!("cptr_el2", 0) };
+}
+
+/// Ends [`trap_everything`].
+pub(crate) fn trap_nothing() {
+    percpu::this().fp_trap.set(true);
+    trap_el0(false);
+}
+
 /// Traps FP use at EL0 under TGE (CPTR_EL2.FPEN = 0b01) or not (0b11). Guests are never trapped.
 pub(crate) fn trap_el0(trap: bool) {
     let this = percpu::this();

@@ -104,9 +104,16 @@ pub fn run(frame: &mut Frame, hcr: u64, fp: &mut fp::FpState) -> Exit {
     fp.load();
     set_hcr(hcr);
     user::set_vbar(vectors::guest_vectors());
+    let fp_trapped = percpu::this().guest_fp_trap.get();
+    if fp_trapped {
+        fp::trap_everything();
+    }
     // SAFETY: PSTATE is an `HwPstate` (the hardware wrote it at the last exit, or `set_pstate`), so
     // ERET goes to EL1 or EL0, which reach memory only through the VTTBR_EL2 that was loaded.
     let cause = unsafe { vectors::umbra_enter_guest(frame) };
+    if fp_trapped {
+        fp::trap_nothing();
+    }
     match cause {
         CAUSE_SYNC => Exit::Sync {
             esr: mrs!("esr_el2"),
@@ -119,6 +126,11 @@ pub fn run(frame: &mut Frame, hcr: u64, fp: &mut fp::FpState) -> Exit {
         },
         other => unreachable!("the vectors leave one of three causes, not {other}"),
     }
+}
+
+/// From now on traps FP use of what runs on this CPU, as a guest hypervisor asks for its guest.
+pub fn trap_fp(trap: bool) {
+    percpu::this().guest_fp_trap.set(trap);
 }
 
 /// SCTLR of the EL1&0 regime as loaded on this CPU (SCTLR_EL12).

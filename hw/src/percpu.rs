@@ -34,6 +34,8 @@ pub(crate) struct PerCpu {
     pub(crate) fp_owner: Cell<usize>,
     /// CPACR/CPTR as it stands: whether EL0 traps FP.
     pub(crate) fp_trap: Cell<bool>,
+    /// Whether the guest that is loaded traps on FP use.
+    pub(crate) guest_fp_trap: Cell<bool>,
     /// Redistributor base of this CPU.
     pub(crate) gicr: Cell<usize>,
     /// The table page of this CPU's mapping window, once it was used.
@@ -60,6 +62,7 @@ impl PerCpu {
             ttbr0: Cell::new(0),
             fp_owner: Cell::new(0),
             fp_trap: Cell::new(false),
+            guest_fp_trap: Cell::new(false),
             gicr: Cell::new(0),
             window_table: Cell::new(core::ptr::null()),
             window_busy: Cell::new(false),

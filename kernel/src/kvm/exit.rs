@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use umbra_abort::{Abort, Context, SErrorEffect, World, classify};
 use umbra_arm64::esr::WfxKind;
-use umbra_arm64::{Ec, Esr, Gva, Hpfar, Ipa, Syndrome};
+use umbra_arm64::{Ec, Esr, Gva, Hpfar, Ipa, L2Ipa, Syndrome};
 use umbra_kvm_abi::exit::{Exit as VmmExit, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON};
 
 use super::run::Next;
@@ -20,6 +20,16 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
     if matches!(esr.ec(), Ec::DataAbortLower | Ec::InstructionAbortLower) {
         return abort(vcpu, state, esr, far, hpfar);
     }
+    if state.world == World::Nested && nested::is_theirs(&vcpu.hw.lock(), esr.syndrome()) {
+        nested::leave(
+            vcpu,
+            state,
+            nested::Vector::Sync,
+            Some(esr.raw() & 0xffff_ffff),
+            None,
+        );
+        return Next::Guest;
+    }
     match esr.syndrome() {
         Syndrome::Wfx(wfx) => {
             skip(state);
@@ -30,10 +40,6 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
         }
         Syndrome::Hvc(immediate) if state.world == World::VirtualEl2 => {
             inject::hypervisor_call(vcpu, state, immediate);
-            Next::Guest
-        }
-        Syndrome::Hvc(_) if state.world == World::Nested => {
-            nested::leave(vcpu, state, nested::Vector::Sync, esr.raw(), None);
             Next::Guest
         }
         Syndrome::Eret(_) if state.world == World::VirtualEl2 => nested::eret(vcpu, state),
@@ -77,6 +83,13 @@ fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) ->
         ras: has_ras(),
         world: state.world,
     };
+    let on_shadow = vcpu.hw.lock().shadow.is_some();
+    if on_shadow
+        && let Abort::Stage2(fault) =
+            classify::<L2Ipa>(esr, Gva::new(far), Some(Hpfar::new(hpfar)), context)
+    {
+        return nested::shadow_fault(vcpu, state, esr, fault);
+    }
     match classify::<Ipa>(esr, Gva::new(far), Some(Hpfar::new(hpfar)), context) {
         Abort::Stage2(fault) => fault::stage2(vcpu, state, fault),
         Abort::Sea(sea) => {

@@ -87,7 +87,7 @@ fn fault_iss(fault: &Stage2Fault<Ipa>) -> u64 {
     u64::from(fault.write) << 6 | u64::from(fault.cache_op) << 8
 }
 
-fn lies(vcpu: &Vcpu, ipa: Ipa, slot: Option<Slot>) -> Lies {
+pub(super) fn lies(vcpu: &Vcpu, ipa: Ipa, slot: Option<Slot>) -> Lies {
     let vm = &vcpu.vm;
     if ipa.raw() >> vm.machine.pa_bits != 0 {
         return Lies::BeyondMachine;
@@ -111,14 +111,7 @@ fn memory_fault(ipa: Ipa) -> Next {
 }
 
 /// Brings the VMM's page in and maps it for the guest.
-fn map(
-    vcpu: &Arc<Vcpu>,
-    ipa: Ipa,
-    slot: Slot,
-    write: bool,
-    exec: bool,
-    kind: Stage2Kind,
-) -> Next {
+fn map(vcpu: &Arc<Vcpu>, ipa: Ipa, slot: Slot, write: bool, exec: bool, kind: Stage2Kind) -> Next {
     let vm = &vcpu.vm;
     let Some(hva) = slot.hva_of(ipa) else {
         return Next::Guest;

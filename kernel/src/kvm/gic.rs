@@ -16,7 +16,7 @@ use umbra_vgic::{
 
 use super::vcpu::{Hw, Vcpu, request};
 use super::vm::{Vm, abi};
-use super::{loaded, timer};
+use super::{loaded, nested, timer};
 use crate::file::Call;
 use crate::files::{EventFd, EventSink};
 
@@ -41,6 +41,8 @@ pub(super) struct Gic {
     irqfds: SpinLock<Vec<Arc<IrqSink>>>,
 }
 
+/// A guest hypervisor's GIC maintenance interrupt.
+const MAINTENANCE_PPI: u32 = 25;
 /// Interrupts where the VMM names no number.
 pub(super) const DEFAULT_IRQS: u32 = 256;
 
@@ -132,18 +134,29 @@ impl Gic {
     }
 
     /// Brings the timers' lines up to date and loads fresh list registers. The vCPU is loaded here.
-    pub(super) fn refresh(&self, vcpu: &Vcpu) {
+    /// Returns whether a guest hypervisor has an interrupt to take from what it runs.
+    pub(super) fn refresh(&self, vcpu: &Vcpu) -> bool {
         if !self.is_initialised() {
-            return;
+            return false;
         }
         let index = vcpu.index();
         let mut hw = vcpu.hw.lock();
         let lines = timer::lines(vcpu, &hw);
+        if nested::routes_interrupts(&hw) {
+            drop(hw);
+            return self.refresh_above(vcpu, lines);
+        }
+        let maintenance = hw.nested.then(|| nested::maintenance_line(&hw));
         let mut kicks = loaded::sync_interface(vcpu, &mut hw);
         let vmcr = hw.cpuif.vmcr;
         let flushed = {
             let mut vgic = self.vgic.lock();
-            let Some(vgic) = vgic.as_mut() else { return };
+            let Some(vgic) = vgic.as_mut() else {
+                return false;
+            };
+            if let Some(level) = maintenance {
+                let _ = vgic.set_level(index, MAINTENANCE_PPI, level);
+            }
             for (ppi, level) in lines.into_iter().flatten() {
                 // Our own vCPU: what it changes is in the flush below.
                 let _ = vgic.set_level(index, ppi, level);
@@ -162,6 +175,47 @@ impl Gic {
         }
         drop(hw);
         deliver(&vcpu.vm, kicks.without(index));
+        timer::watch(vcpu);
+        false
+    }
+
+    /// The same while a guest hypervisor's own list registers are in hardware: only whether one of
+    /// its interrupts waits matters.
+    fn refresh_above(&self, vcpu: &Vcpu, lines: [Option<(u32, bool)>; 4]) -> bool {
+        let index = vcpu.index();
+        let (vmcr, maintenance) = {
+            let hw = vcpu.hw.lock();
+            (hw.cpuif.vmcr, nested::maintenance_line(&hw))
+        };
+        let answer = self.with(&vcpu.vm, |vgic| {
+            let _ = vgic.set_level(index, MAINTENANCE_PPI, maintenance);
+            for (ppi, level) in lines.into_iter().flatten() {
+                let _ = vgic.set_level(index, ppi, level);
+            }
+            (
+                (vgic.has_pending(index, vmcr), vgic.linked_ppis(index)),
+                Kicks::NONE,
+            )
+        });
+        let Some((pending, linked)) = answer else {
+            return false;
+        };
+        for (ppi, physical) in timer::links(false) {
+            if linked.linked & (1 << ppi) != 0 {
+                umbra_hw::gic::set_private_active(physical, linked.active & (1 << ppi) != 0);
+            }
+        }
+        if !pending {
+            // A maintenance interrupt of hardware took the list registers out, and the guest
+            // hypervisor does not want its own: they go back, and ask no more.
+            let mut hw = vcpu.hw.lock();
+            if !hw.below_loaded {
+                hw.ich_hcr = nested::load_interface(&mut hw) & 1;
+                umbra_hw::vgic::write_hcr(hw.ich_hcr);
+            }
+        }
+        timer::watch(vcpu);
+        pending
     }
 
     /// Whether an interrupt waits for the vCPU, timers included: what ends a WFI. Loaded here.

@@ -8,6 +8,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use umbra_arm64::sysreg::Reg;
 use umbra_hw::guest::Machine;
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
@@ -16,8 +17,8 @@ use umbra_hw::{MAX_CPUS, gic, vgic};
 use umbra_vgic::{HcrBits, Kicks, Lr, Vmcr};
 
 use super::gic::deliver;
-use super::timer;
 use super::vcpu::{Hw, Vcpu, has_pauth};
+use super::{nested, timer};
 use crate::irq::{self, Sgi};
 use crate::trace::{self, Event};
 
@@ -80,15 +81,23 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
     put(vcpu);
     put_loaded();
     let vm = &vcpu.vm;
-    let (vttbr, virtual_el2) = {
+    let (vttbr, virtual_el2, identity) = {
         let hw = vcpu.hw.lock();
-        (hw.vttbr, hw.virtual_el2)
+        let below = hw.nested && !hw.virtual_el2;
+        let theirs = below.then(|| (hw.regs.get(Reg::VpidrEl2), hw.regs.get(Reg::VmpidrEl2)));
+        (hw.vttbr, hw.virtual_el2, theirs)
     };
+    // What a guest hypervisor runs has the identity that it was given.
+    let (vpidr, vmpidr) = identity.unwrap_or((umbra_hw::idregs::read(0, 0), vcpu.mpidr()));
     let machine = Machine {
         vttbr,
-        vtcr: vm.machine.vtcr(vm.ipa_bits),
-        vmpidr: vcpu.mpidr(),
-        vpidr: umbra_hw::idregs::read(0, 0),
+        vtcr: vm.machine.vtcr(if vcpu.hw.lock().shadow.is_some() {
+            vm.machine.pa_bits
+        } else {
+            vm.ipa_bits
+        }),
+        vmpidr,
+        vpidr,
         cntvoff,
         mdcr: umbra_hw::guest::trap_debug_and_pmu(),
         pauth: has_pauth(),
@@ -100,14 +109,27 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
         let mut hw = vcpu.hw.lock();
         hw.regs.hw.load(&machine);
         hw.cntvoff = cntvoff;
-        restore_interface(&hw);
+        umbra_hw::guest::trap_fp(nested::traps_fp(&hw));
+        if nested::routes_interrupts(&hw) {
+            hw.ich_hcr = nested::load_interface(&mut hw);
+            INTERFACE_OFF[cpu].store(false, Ordering::Relaxed);
+        } else {
+            restore_interface(&hw);
+        }
     }
     // ASIDs are per vCPU: what another one of this VM left in this CPU's TLB must go.
     let me = vcpu.index() + 1;
     let before = vm.last_ran[cpu].swap(me, Ordering::AcqRel);
     if before != me {
-        let (canonical, below) = vm.memory.lock().vttbrs();
-        for vttbr in core::iter::once(canonical).chain(below) {
+        let every: alloc::vec::Vec<u64> = {
+            let memory = vm.memory.lock();
+            let (canonical, below) = memory.vttbrs();
+            core::iter::once(canonical)
+                .chain(below)
+                .chain(memory.shadows.vttbrs(None))
+                .collect()
+        };
+        for vttbr in every {
             umbra_hw::tlb::Stage2::with(vttbr, umbra_hw::tlb::Stage2::local);
         }
     }
@@ -118,20 +140,24 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
 
 fn put_here(vcpu: &Vcpu) {
     let cpu = umbra_hw::cpu();
-    let (kicks, vttbr) = {
+    let (kicks, vttbr, ended) = {
         let mut hw = vcpu.hw.lock();
         if !hw.regs.hw.is_loaded_here() {
             return;
         }
+        let below = hw.below_loaded;
+        let ended = nested::save_interface(&mut hw);
         let kicks = if left_out(Safeguard::VgicSync) {
             Kicks::NONE
         } else {
             sync_interface(vcpu, &mut hw)
         };
-        save_interface(&mut hw);
+        if !below {
+            save_interface(&mut hw);
+        }
         hw.regs.hw.save();
         hw.puts = hw.puts.wrapping_add(1);
-        (kicks, hw.vttbr)
+        (kicks, hw.vttbr, ended)
     };
     trace::record(Event::Put, vcpu.index() as u64, 0);
     gic::enable_private(VIRT_TIMER_PPI, false);
@@ -141,6 +167,9 @@ fn put_here(vcpu: &Vcpu) {
     let owner = LOADED[cpu].lock().take();
     umbra_hw::guest::unload_vttbr(vttbr);
     deliver(&vcpu.vm, kicks);
+    for intid in ended {
+        vcpu.vm.gic.deactivate(vcpu, intid);
+    }
     drop(owner);
 }
 
@@ -170,6 +199,10 @@ fn save_interface(hw: &mut Hw) {
 /// Takes the list registers back into the distributor's books. The vCPU must be loaded here. The
 /// kicks are to be delivered once `hw` is unlocked.
 pub(super) fn sync_interface(vcpu: &Vcpu, hw: &mut Hw) -> Kicks {
+    // A guest hypervisor's own list registers are in hardware: none of the VM's are.
+    if hw.below_loaded || hw.lrs.used == 0 && nested::routes_interrupts(hw) {
+        return Kicks::NONE;
+    }
     for index in 0..hw.lrs.used {
         hw.lrs.lr[index] = Lr::from_bits(vgic::read_lr(index));
         vgic::write_lr(index, 0);

@@ -15,6 +15,7 @@ use umbra_stage2::{
     Attrs, Canonical, Config, Geometry, MapError, Mapped, NoMemory, S2, Scope, TlbRequest,
 };
 
+use super::nested::Shadows;
 use crate::mem::TablePages;
 use crate::mm::PageView;
 
@@ -78,6 +79,8 @@ pub(super) struct Memory {
     /// own: the two have different stage-1 entries for the same addresses.
     below: Option<u64>,
     vmid_bits: u32,
+    /// What guest hypervisors' own stage 2 come to.
+    pub(super) shadows: Shadows,
 }
 
 /// VMIDs in use, a bit each. 0 stands for "no guest".
@@ -87,7 +90,14 @@ static VMIDS: SpinLock<[u64; 1024]> = SpinLock::new("vmids", 191, {
     words
 });
 
-fn take_vmid(bits: u32) -> Option<Vmid> {
+/// Gives a VMID back; its TLB entries are gone.
+pub(super) fn give_vmid(number: u16) {
+    let number = usize::from(number);
+    VMIDS.lock()[number / 64] &= !(1 << (number % 64));
+}
+
+/// A free VMID of so many bits.
+pub(super) fn take_vmid(bits: u32) -> Option<Vmid> {
     let mut words = VMIDS.lock();
     let limit = (1usize << bits) / 64;
     let word = words[..limit].iter().position(|&word| word != u64::MAX)?;
@@ -101,8 +111,8 @@ fn take_vmid(bits: u32) -> Option<Vmid> {
 pub(super) struct Machine {
     /// Physical address bits, at most 48.
     pub(super) pa_bits: u8,
-    vmid_bits: u32,
-    xnx: bool,
+    pub(super) vmid_bits: u32,
+    pub(super) xnx: bool,
     hafdbs: bool,
 }
 
@@ -165,7 +175,8 @@ fn invalidate_tlb(vttbrs: (u64, Option<u64>)) -> impl FnMut(&TlbRequest) {
     }
 }
 
-fn invalidate_under(vttbr: u64, request: &TlbRequest) {
+/// Performs a TLB request under the VMID of a VTTBR_EL2.
+pub(super) fn invalidate_under(vttbr: u64, request: &TlbRequest) {
     tlb::Stage2::with(vttbr, |stage2| match request.scope {
         // A long range costs more by page than the VM's refills.
         Scope::Range {
@@ -208,6 +219,7 @@ impl Memory {
             table: Some(table),
             vttbr,
             below: None,
+            shadows: Shadows::new(),
             vmid_bits: machine.vmid_bits,
         })
     }
@@ -276,6 +288,7 @@ impl Memory {
     }
 
     fn evict(&mut self, base: Ipa, bytes: u64) {
+        self.shadows.forget(base, bytes);
         let vttbr = (self.vttbr, self.below);
         self.table()
             .evict(base, bytes, &TablePages)
@@ -394,6 +407,7 @@ impl From<NoMemory> for NotMapped {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        self.shadows.destroy();
         if let Some(table) = self.table.take() {
             let vttbr = (self.vttbr, self.below);
             for vttbr in core::iter::once(vttbr.0).chain(vttbr.1) {
@@ -404,8 +418,7 @@ impl Drop for Memory {
                 .finish(&TablePages, invalidate_tlb(vttbr));
         }
         for vttbr in core::iter::once(self.vttbr).chain(self.below) {
-            let number = (vttbr >> 48) as usize;
-            VMIDS.lock()[number / 64] &= !(1 << (number % 64));
+            give_vmid((vttbr >> 48) as u16);
         }
     }
 }

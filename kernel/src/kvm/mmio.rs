@@ -28,13 +28,7 @@ pub(super) fn access(
     write: bool,
 ) -> Next {
     let len = access.size.bytes() as u32;
-    let data = write.then(|| {
-        swapped(
-            state,
-            access,
-            read_x(state, access.register) & mask(access),
-        )
-    });
+    let data = write.then(|| swapped(state, access, read_x(state, access.register) & mask(access)));
     if let Some(value) = vcpu.vm.gic.mmio(vcpu, ipa.raw(), len as u8, data) {
         if !write {
             load(state, access, value);

@@ -12,6 +12,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use umbra_abort::World;
+use umbra_arm64::sysreg::SysReg;
 use umbra_hw::guest::{self, Exit};
 use umbra_hw::{HCR_AMO, HCR_API, HCR_APK, HCR_E2H, HCR_FMO, HCR_IMO, HCR_RW};
 use umbra_kvm_abi::exit::Exit as VmmExit;
@@ -20,7 +21,7 @@ use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_PTRAUTH_ADDRESS, Power, VcpuFeatures};
 use umbra_linux::Errno;
 
 use super::vcpu::{State, Vcpu, request};
-use super::{device, exit, inject, loaded, mmio, onereg, timer};
+use super::{device, exit, inject, loaded, mmio, nested, onereg, timer};
 use crate::file::Call;
 use crate::mm::SharedPages;
 use crate::{irq, sched};
@@ -41,8 +42,9 @@ pub(super) enum Next {
 }
 
 /// HCR_EL2 of a guest: everything that is not the guest's own to decide traps or is fixed. At virtual
-/// EL2, FEAT_NV2 and traps of what it says of translation come on top.
-pub(super) fn hcr(features: VcpuFeatures, world: World) -> u64 {
+/// EL2, FEAT_NV2 and traps of what it says of translation come on top. `ctr` is the CTR_EL0 that the
+/// guest sees.
+pub(super) fn hcr(features: VcpuFeatures, world: World, ctr: u64) -> u64 {
     const VM: u64 = 1 << 0;
     const SWIO: u64 = 1 << 1;
     const PTW: u64 = 1 << 2;
@@ -50,7 +52,6 @@ pub(super) fn hcr(features: VcpuFeatures, world: World) -> u64 {
     const BSU_IS: u64 = 1 << 10;
     const TWI: u64 = 1 << 13;
     const TID1: u64 = 1 << 16;
-    const TID2: u64 = 1 << 17;
     const TID3: u64 = 1 << 18;
     const TSC: u64 = 1 << 19;
     const TIDCP: u64 = 1 << 20;
@@ -68,7 +69,7 @@ pub(super) fn hcr(features: VcpuFeatures, world: World) -> u64 {
         | BSU_IS
         | TWI
         | TID1
-        | TID2
+        | cache_traps(ctr)
         | TID3
         | TSC
         | TIDCP
@@ -91,6 +92,19 @@ pub(super) fn hcr(features: VcpuFeatures, world: World) -> u64 {
         hcr |= HCR_API | HCR_APK;
     }
     hcr
+}
+
+/// Traps of the cache's description, which is made up. With FEAT_EVT CTR_EL0 itself need not trap as
+/// long as it is the machine's: Linux reads it more than a hundred thousand times while it boots.
+fn cache_traps(ctr: u64) -> u64 {
+    const TID2: u64 = 1 << 17;
+    const TID4: u64 = 1 << 49;
+    let has_evt = umbra_hw::idregs::read(7, 2) >> 56 & 0xf != 0;
+    if has_evt && ctr == umbra_hw::idregs::ctr() {
+        TID4
+    } else {
+        TID2
+    }
 }
 
 impl RunPage for SharedPages {
@@ -131,6 +145,8 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
     if !state.started {
         onereg::adopt_id_regs(vcpu, &mut state);
         device::check_before_run(&vcpu.vm)?;
+        let ctr = state.id_regs.get(SysReg::CTR_EL0);
+        state.hcr = hcr(state.init.unwrap_or_default(), state.world, ctr);
         state.started = true;
     }
     let page = &*vcpu.page;
@@ -202,7 +218,11 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
                 vcpu.kick(requests & !request::POWER);
                 return Next::Guest;
             }
-            vcpu.vm.gic.refresh(vcpu);
+            if vcpu.vm.gic.refresh(vcpu) {
+                vcpu.running_on.store(0, Ordering::SeqCst);
+                nested::leave(vcpu, state, nested::Vector::Irq, None, None);
+                return Next::Guest;
+            }
         }
         if call.thread.signal_pending() {
             vcpu.running_on.store(0, Ordering::SeqCst);

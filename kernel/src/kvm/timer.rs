@@ -7,8 +7,8 @@ use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::timer::{HYP_TIMER_PPI, HYP_VIRT_TIMER_PPI, PHYS_TIMER_PPI, VIRT_TIMER_PPI};
 
 use super::gic::deliver;
-use super::loaded;
 use super::vcpu::{Hw, Vcpu, request};
+use super::{loaded, nested};
 
 const ENABLE: u64 = 1;
 const IMASK: u64 = 1 << 1;
@@ -128,9 +128,39 @@ pub(crate) fn fired() {
 /// list registers back; the vCPU gets fresh ones before it runs on.
 pub(crate) fn maintenance() {
     if let Some(vcpu) = loaded::here() {
-        let kicks = loaded::sync_interface(&vcpu, &mut vcpu.hw.lock());
+        let (ended, kicks) = {
+            let mut hw = vcpu.hw.lock();
+            (
+                nested::save_interface(&mut hw),
+                loaded::sync_interface(&vcpu, &mut hw),
+            )
+        };
         deliver(&vcpu.vm, kicks);
+        for intid in ended {
+            vcpu.vm.gic.deactivate(&vcpu, intid);
+        }
         umbra_hw::vgic::write_hcr(0);
         vcpu.kick(request::GIC);
     }
+}
+
+/// At virtual EL2 no hardware timer watches EL1's: sets an alarm for the earlier of the two, and
+/// elsewhere for virtual EL2's.
+pub(super) fn watch(vcpu: &Vcpu) {
+    let due = {
+        let hw = vcpu.hw.lock();
+        if !hw.nested {
+            return;
+        }
+        let driven = links(hw.virtual_el2).map(|(ppi, _)| ppi);
+        let now = umbra_hw::timer::ticks();
+        timers(vcpu, &hw)
+            .iter()
+            .flatten()
+            .filter(|timer| !driven.contains(&timer.ppi))
+            .filter_map(|timer| timer.due(&hw))
+            .filter(|&due| due > now)
+            .min()
+    };
+    vcpu.set_alarm(due.map(|due| umbra_hw::timer::ticks_to_ns(due).saturating_add(1)));
 }

@@ -5,7 +5,7 @@
 //! for moments, by the runner or by a CPU that puts it away (`loaded`). The rest is atomics that
 //! anybody may set to make the vCPU look: a *kick*.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use umbra_abort::World;
@@ -33,7 +33,7 @@ use super::vm::{Vm, abi};
 use super::{loaded, read_struct, run, system, write_struct};
 use crate::file::{Call, File};
 use crate::mm::{Mm, Object, SharedPages};
-use crate::sched::{self, Mutex, Thread};
+use crate::sched::{self, Alarm, Due, Mutex, Thread};
 
 /// What a kick asks a vCPU to look at.
 pub(super) mod request {
@@ -101,6 +101,10 @@ pub(super) struct Hw {
     pub(super) virtual_el2: bool,
     /// The vCPU has a virtual EL2.
     pub(super) nested: bool,
+    /// The shadow context that is in use.
+    pub(super) shadow: Option<u64>,
+    /// The list registers in hardware are a guest hypervisor's own.
+    pub(super) below_loaded: bool,
     /// VTTBR_EL2 for what runs.
     pub(super) vttbr: u64,
 }
@@ -135,6 +139,16 @@ pub(super) struct Vcpu {
     pub(super) running_on: AtomicUsize,
     blocked: AtomicBool,
     runner: SpinLock<Option<Arc<Thread>>>,
+    /// The alarm for timers that no hardware watches, and when it goes off.
+    alarm: SpinLock<Option<(u64, Alarm)>>,
+    me: Weak<Vcpu>,
+}
+
+impl Due for Vcpu {
+    fn due(self: Arc<Self>) {
+        *self.alarm.lock() = None;
+        self.kick(request::GIC);
+    }
 }
 
 impl Vcpu {
@@ -142,7 +156,9 @@ impl Vcpu {
     pub(super) fn new(vm: &Arc<Vm>, id: u32) -> Result<Arc<Self>, Errno> {
         crate::mem::top_up();
         let page = SharedPages::new(1).ok_or(Errno::ENOMEM)?;
-        Ok(Arc::new(Self {
+        Ok(Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            alarm: SpinLock::new("vcpu alarm", 117, None),
             vm: vm.clone(),
             id,
             index: AtomicUsize::new(0),
@@ -174,6 +190,8 @@ impl Vcpu {
                     puts: 0,
                     virtual_el2: false,
                     nested: false,
+                    shadow: None,
+                    below_loaded: false,
                     vttbr: vm.vttbr,
                 },
             ),
@@ -209,6 +227,24 @@ impl Vcpu {
             if let Some(runner) = runner {
                 runner.unpark();
             }
+        }
+    }
+
+    /// Lets the vCPU look at its timers at `at`, in nanoseconds, or at no special time.
+    pub(super) fn set_alarm(&self, at: Option<u64>) {
+        let old = {
+            let mut alarm = self.alarm.lock();
+            if alarm.as_ref().map(|(at, _)| *at) == at {
+                return;
+            }
+            alarm.take()
+        };
+        if let Some((_, old)) = old {
+            sched::cancel(old);
+        }
+        if let (Some(at), Some(me)) = (at, self.me.upgrade()) {
+            let alarm = sched::alarm(at, me);
+            *self.alarm.lock() = Some((at, alarm));
         }
     }
 
@@ -298,7 +334,8 @@ impl Vcpu {
         } else {
             World::Plain
         };
-        state.hcr = run::hcr(state.init.unwrap_or_default(), state.world);
+        let ctr = state.id_regs.get(umbra_arm64::sysreg::SysReg::CTR_EL0);
+        state.hcr = run::hcr(state.init.unwrap_or_default(), state.world, ctr);
         let mut hw = self.hw.lock();
         hw.virtual_el2 = nested;
         hw.nested = nested;

@@ -66,6 +66,18 @@ impl Mm {
         })
     }
 
+    /// Compare-and-exchange of an aligned 64-bit word; returns what was there.
+    pub(crate) fn compare_exchange_u64(
+        &self,
+        at: Hva,
+        expected: u64,
+        new: u64,
+    ) -> Result<u64, Errno> {
+        self.retry(Prot::WRITE, || {
+            copy::compare_exchange_u64(at, expected, new)
+        })
+    }
+
     /// Reads a string up to its NUL, at most `limit` bytes; `E2BIG` beyond.
     pub(crate) fn read_string(&self, from: Hva, limit: usize) -> Result<Vec<u8>, Errno> {
         let mut text = Vec::new();

@@ -7,6 +7,10 @@
 //!
 //! *Virtual EL2* includes EL0 under its TGE: nothing changes in hardware between the two.
 
+mod fault;
+mod interrupts;
+mod route;
+mod shadow;
 mod switch;
 mod sysreg;
 mod tlbi;
@@ -16,8 +20,13 @@ use alloc::sync::Arc;
 use umbra_abort::World;
 use umbra_arm64::sysreg::Reg;
 use umbra_hw::guest::HwPstate;
+use umbra_linux::Errno;
 
-pub(super) use switch::{Vector, leave};
+pub(super) use fault::shadow as shadow_fault;
+pub(super) use interrupts::{load as load_interface, maintenance_line, save as save_interface};
+pub(super) use route::is_theirs;
+pub(super) use shadow::Shadows;
+pub(super) use switch::{Vector, leave, routes_interrupts, traps_fp};
 pub(super) use sysreg::access as sysreg;
 
 use super::run::Next;
@@ -73,8 +82,11 @@ pub(super) fn eret(vcpu: &Arc<Vcpu>, state: &mut State) -> Next {
             let Some(pstate) = HwPstate::new(spsr) else {
                 return illegal(state, spsr, elr);
             };
-            switch::enter(vcpu, state, pstate, elr);
-            return Next::Guest;
+            return if switch::enter(vcpu, state, pstate, elr) {
+                Next::Guest
+            } else {
+                Next::Fail(Errno::ENOMEM)
+            };
         }
         _ => None,
     };

@@ -11,22 +11,60 @@ use umbra_abort::World;
 use umbra_arm64::sysreg::Reg;
 use umbra_hw::guest::HwPstate;
 
-use super::super::vcpu::{State, Vcpu, request};
+use super::super::vcpu::{Hw, State, Vcpu, request};
 use super::super::{loaded, run};
+use super::shadow::Key;
 use super::shown_pstate;
+
+/// HCR_EL2 bits that give the stage 2 of a guest hypervisor its meaning: VM, PTW, DC, CD, ID, FWB.
+const TRANSLATION: u64 = VM | 1 << 2 | DC | 1 << 32 | 1 << 33 | 1 << 46;
+const VM: u64 = 1 << 0;
+const DC: u64 = 1 << 12;
+const FMO: u64 = 1 << 3;
+const IMO: u64 = 1 << 4;
+/// The bits of a guest hypervisor's HCR_EL2 that hold for its guest in hardware: all but what names
+/// umbra's own business (TGE, E2H, API, APK, NV, NV1, NV2, FIEN).
+const GUEST_BITS: u64 =
+    !(1 << 27 | 1 << 34 | 1 << 40 | 1 << 41 | 1 << 42 | 1 << 43 | 1 << 45 | 1 << 47);
 
 /// Vector offsets of an exception that comes from below virtual EL2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::kvm) enum Vector {
     /// Synchronous, from a lower level in AArch64.
     Sync = 0x400,
+    /// An interrupt.
+    Irq = 0x480,
 }
 
-/// Virtual EL2 returns to EL1 or EL0 of its guest.
-pub(super) fn enter(vcpu: &Arc<Vcpu>, state: &mut State, pstate: HwPstate, pc: u64) {
-    change(vcpu, state, World::Nested);
+/// Virtual EL2 returns to EL1 or EL0 of its guest. Returns false where there is no memory to run it.
+pub(super) fn enter(vcpu: &Arc<Vcpu>, state: &mut State, pstate: HwPstate, pc: u64) -> bool {
+    let key = {
+        let hw = vcpu.hw.lock();
+        let hcr = hw.regs.get(Reg::HcrEl2);
+        (hcr & (VM | DC) != 0).then(|| Key {
+            vttbr: hw.regs.get(Reg::VttbrEl2) & !1,
+            vtcr: hw.regs.get(Reg::VtcrEl2),
+            hcr: hcr & TRANSLATION,
+        })
+    };
+    let space = {
+        let mut memory = vcpu.vm.memory.lock();
+        match key {
+            Some(key) => memory
+                .shadows
+                .acquire(key, &vcpu.vm.machine)
+                .map(|(id, vttbr)| (Some(id), vttbr)),
+            // Without a stage 2 of its own, the VM's space under a VMID of its own.
+            None => memory.vttbr_below().map(|vttbr| (None, vttbr)),
+        }
+    };
+    let Some((shadow, vttbr)) = space else {
+        return false;
+    };
+    change(vcpu, state, World::Nested, shadow, vttbr);
     state.frame.pc = pc;
     state.frame.set_pstate(pstate);
+    true
 }
 
 /// Its guest takes an exception to virtual EL2.
@@ -34,17 +72,23 @@ pub(in crate::kvm) fn leave(
     vcpu: &Arc<Vcpu>,
     state: &mut State,
     vector: Vector,
-    esr: u64,
+    esr: Option<u64>,
     far: Option<u64>,
 ) {
     let from = shown_pstate(state);
     let pc = state.frame.pc;
-    change(vcpu, state, World::VirtualEl2);
+    let left = vcpu.hw.lock().shadow;
+    change(vcpu, state, World::VirtualEl2, None, vcpu.vm.vttbr);
+    if let Some(left) = left {
+        vcpu.vm.memory.lock().shadows.release(left);
+    }
     let mut hw = vcpu.hw.lock();
     let regs = &mut hw.regs;
     regs.set(Reg::SpsrEl2, from);
     regs.set(Reg::ElrEl2, pc);
-    regs.set(Reg::EsrEl2, esr);
+    if let Some(esr) = esr {
+        regs.set(Reg::EsrEl2, esr);
+    }
     if let Some(far) = far {
         regs.set(Reg::FarEl2, far);
     }
@@ -52,29 +96,31 @@ pub(in crate::kvm) fn leave(
     state.frame.set_pstate(HwPstate::EL1H_MASKED);
 }
 
-fn change(vcpu: &Arc<Vcpu>, state: &mut State, world: World) {
+fn change(vcpu: &Arc<Vcpu>, state: &mut State, world: World, shadow: Option<u64>, vttbr: u64) {
     loaded::put(vcpu);
     state.world = world;
     let virtual_el2 = world == World::VirtualEl2;
-    // What runs below without a stage 2 has the VM's own space, under a VMID of its own. (A guest
-    // hypervisor's stage 2 is not there yet: what it runs sees the VM's memory as it is.)
-    let below = vcpu.vm.memory.lock().vttbr_below();
     let theirs = {
         let mut hw = vcpu.hw.lock();
         hw.virtual_el2 = virtual_el2;
-        hw.vttbr = match below {
-            Some(below) if !virtual_el2 => below,
-            _ => vcpu.vm.vttbr,
-        };
+        hw.shadow = shadow;
+        hw.vttbr = vttbr;
         hw.regs.get(Reg::HcrEl2)
     };
-    state.hcr = run::hcr(state.init.unwrap_or_default(), world)
+    let ctr = state.id_regs.get(umbra_arm64::sysreg::SysReg::CTR_EL0);
+    state.hcr = run::hcr(state.init.unwrap_or_default(), world, ctr)
         | if virtual_el2 { 0 } else { theirs & GUEST_BITS };
     vcpu.vm.gic.relink_timers(vcpu);
     vcpu.kick(request::GIC);
 }
 
-/// The bits of a guest hypervisor's HCR_EL2 that hold for its guest in hardware: all but what names
-/// umbra's own business. TGE is clear whenever there is a guest to run; API and APK follow the VM.
-const GUEST_BITS: u64 =
-    !(1 << 27 | 1 << 34 | 1 << 40 | 1 << 41 | 1 << 42 | 1 << 43 | 1 << 45 | 1 << 47);
+/// Whether the guest hypervisor takes interrupts of what it runs, whose list registers are then its
+/// own.
+pub(in crate::kvm) fn routes_interrupts(hw: &Hw) -> bool {
+    hw.nested && !hw.virtual_el2 && hw.regs.get(Reg::HcrEl2) & (IMO | FMO) != 0
+}
+
+/// Whether the guest hypervisor traps FP of what it runs (CPTR_EL2.FPEN, E2H form).
+pub(in crate::kvm) fn traps_fp(hw: &Hw) -> bool {
+    hw.nested && !hw.virtual_el2 && hw.regs.get(Reg::CptrEl2) >> 20 & 1 == 0
+}

@@ -2,12 +2,18 @@
 
 use alloc::sync::Arc;
 
+use umbra_arm64::Gva;
 use umbra_arm64::idreg::masks;
 use umbra_arm64::sysreg::{Reg, SysReg, is_tlbi};
 
+use umbra_nested::Features;
+use umbra_nested::at::{self, Context, Op};
+use umbra_nested::stage1::Stage1Regs;
+
 use super::super::exit::write_x;
 use super::super::vcpu::{State, Vcpu, request};
-use super::tlbi;
+use super::fault::VmMemory;
+use super::{interrupts, tlbi};
 
 /// ICC_SRE_EL2 as shown: Enable, DIB, DFB, SRE.
 const ICC_SRE: u64 = 0xf;
@@ -22,14 +28,18 @@ pub(in crate::kvm) fn access(
     value: u64,
 ) -> bool {
     if is_tlbi(enc) {
-        tlbi::perform(enc, value, vcpu.vm.vttbr);
+        tlbi::perform(vcpu, enc, value);
         return true;
+    }
+    if let Some(op) = Op::from_enc(enc) {
+        return translate(vcpu, state, op, value);
     }
     let done = match enc {
         SysReg::ICC_SRE_EL2 => Some(ICC_SRE),
         SysReg::ICH_VTR_EL2 => Some(umbra_hw::vgic::vtr()),
-        SysReg::ICH_MISR_EL2 | SysReg::ICH_EISR_EL2 => Some(0),
-        SysReg::ICH_ELRSR_EL2 => Some(empty_list_registers(vcpu)),
+        SysReg::ICH_MISR_EL2 => Some(interrupts::maintenance(&vcpu.hw.lock())),
+        SysReg::ICH_EISR_EL2 => Some(interrupts::ended(&vcpu.hw.lock())),
+        SysReg::ICH_ELRSR_EL2 => Some(interrupts::empty(&vcpu.hw.lock())),
         _ => None,
     };
     if let Some(shown) = done {
@@ -89,15 +99,37 @@ fn timer_value(enc: SysReg) -> Option<(Reg, u64)> {
     }
 }
 
-/// ICH_ELRSR_EL2 of the list registers in the VNCR page: free ones that ask for no EOI maintenance.
-fn empty_list_registers(vcpu: &Vcpu) -> u64 {
-    const EOI: u64 = 1 << 41;
-    const HW: u64 = 1 << 61;
-    let count = umbra_hw::vgic::limits().list_registers;
-    let hw = vcpu.hw.lock();
-    (0..count as u16).fold(0, |bits, n| {
-        let lr = hw.regs.hw.get(0x400 + 8 * n);
-        let free = lr >> 62 == 0 && (lr & HW != 0 || lr & EOI == 0);
-        bits | u64::from(free) << n
-    })
+/// AT: the translation that the guest hypervisor asks for, into PAR_EL1. Returns that it exists.
+fn translate(vcpu: &Arc<Vcpu>, state: &mut State, op: Op, va: u64) -> bool {
+    let context = {
+        let hw = vcpu.hw.lock();
+        let get = |reg| hw.regs.get(reg);
+        Context {
+            features: Features::of(&state.id_regs),
+            hcr: get(Reg::HcrEl2),
+            el1: Stage1Regs {
+                sctlr: get(Reg::SctlrEl1),
+                tcr: get(Reg::TcrEl1),
+                ttbr0: get(Reg::Ttbr0El1),
+                ttbr1: get(Reg::Ttbr1El1),
+                mair: get(Reg::MairEl1),
+            },
+            el2: Stage1Regs {
+                sctlr: get(Reg::SctlrEl2),
+                tcr: get(Reg::TcrEl2),
+                ttbr0: get(Reg::Ttbr0El2),
+                ttbr1: get(Reg::Ttbr1El2),
+                mair: get(Reg::MairEl2),
+            },
+            vtcr: get(Reg::VtcrEl2),
+            vttbr: get(Reg::VttbrEl2),
+            pan: state.frame.pstate().raw() >> 22 & 1 == 1,
+        }
+    };
+    // A translation that was changed under each of several attempts is as good as none: the
+    // hypervisor asks again.
+    let par = at::translate(op, Gva::new(va), &context, &mut VmMemory(&vcpu.vm))
+        .map_or(1, |par| par.raw());
+    vcpu.hw.lock().regs.set(Reg::ParEl1, par);
+    true
 }

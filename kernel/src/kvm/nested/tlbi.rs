@@ -1,43 +1,133 @@
 //! TLB maintenance by a guest at virtual EL2.
 //!
-//! Its own translations (EL2&0) are EL1&0 entries of the hardware under the VM's VMID, so they are
-//! removed there. Every operation is widened to the Inner Shareable domain, any ASID and any level,
-//! which removes more than was asked, never less.
+//! Its own translations (EL2&0) are EL1&0 entries of the hardware under the VM's VMID; those of what
+//! it runs are under the VMIDs of shadows, or under the second VMID where it runs something without a
+//! stage 2. Every operation is widened to the Inner Shareable domain, any ASID and any level, which
+//! removes more than was asked, never less. Its own stage 2 is invalidated by unmapping from shadows,
+//! complete before the instruction is.
 
-use umbra_arm64::sysreg::SysReg;
+use alloc::vec::Vec;
+
+use umbra_arm64::sysreg::{Reg, SysReg};
+use umbra_arm64::tlbi::{self, TlbiRange};
+use umbra_arm64::{Granule, L2Ipa};
 use umbra_hw::tlb;
 
+use super::super::vcpu::Vcpu;
+
+/// HCR_EL2.TGE.
+const TGE: u64 = 1 << 27;
+/// HCR_EL2.VM and DC.
+const STAGE2: u64 = 1 | 1 << 12;
+
 /// What an operation names (Arm ARM C5.5, op0 1, CRn 8 or 9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
-    /// One address, by its operand.
+    /// One address of stage 1, by its operand.
     Address,
-    /// A range, by its operand.
+    /// A range of stage 1, by its operand.
     Range,
-    /// Everything of the regime.
+    /// Everything of stage 1.
     All,
-    /// A guest hypervisor's own stage 2.
-    Stage2,
+    /// One address of stage 2.
+    Ipa,
+    /// A range of stage 2.
+    IpaRange,
+    /// Both stages of the current VMID.
+    Vmid,
+    /// Both stages of every VMID.
+    Everything,
 }
 
 fn scope(enc: SysReg) -> Scope {
     match (enc.op1(), enc.crm(), enc.op2()) {
-        // op1 4: IPAS2(L)E1 and their ranges, ALLE1, VMALLS12E1.
-        (4, 0 | 4, _) => Scope::Stage2,
-        (4, 1 | 3 | 7, 4 | 6) => Scope::Stage2,
-        // By address: VAE1, VAAE1, VALE1, VAALE1; VAE2, VALE2.
+        (4, 0 | 4, 1 | 5) if enc.crm() == 0 => Scope::Ipa,
+        (4, 0, 2 | 6) | (4, 4, 2 | 6) => Scope::IpaRange,
+        // IPAS2E1 and IPAS2LE1: Inner Shareable at CRm 0, local and Outer Shareable at CRm 4.
+        (4, 4, 0 | 1 | 4 | 5) => Scope::Ipa,
+        (4, 4, 3 | 7) => Scope::IpaRange,
+        (4, 1 | 3 | 7, 4) => Scope::Everything,
+        (4, 1 | 3 | 7, 6) => Scope::Vmid,
         (0, 1 | 3 | 7, 1 | 3 | 5 | 7) | (4, 1 | 3 | 7, 1 | 5) => Scope::Address,
         (0 | 4, 2 | 5 | 6, _) => Scope::Range,
         _ => Scope::All,
     }
 }
 
-/// Performs a trapped TLBI with its operand. The vCPU's stage 2 is loaded on this CPU.
-pub(super) fn perform(enc: SysReg, operand: u64, vttbr: u64) {
-    tlb::Stage2::with(vttbr, |stage2| match scope(enc) {
-        Scope::Address => stage2.guest_address(operand),
-        Scope::Range => stage2.guest_range(operand),
-        Scope::All => stage2.guest_all(),
-        // Nothing of a guest hypervisor's stage 2 is held yet.
-        Scope::Stage2 => {}
-    });
+/// Performs a trapped TLBI with its operand.
+pub(super) fn perform(vcpu: &Vcpu, enc: SysReg, operand: u64) {
+    let (hcr, vttbr, vtcr) = {
+        let hw = vcpu.hw.lock();
+        (
+            hw.regs.get(Reg::HcrEl2),
+            hw.regs.get(Reg::VttbrEl2),
+            hw.regs.get(Reg::VtcrEl2),
+        )
+    };
+    let vmid = (vttbr >> 48) as u16;
+    let scope = scope(enc);
+    let mut memory = vcpu.vm.memory.lock();
+    match scope {
+        Scope::Ipa => {
+            let named = tlbi::decode_ipa::<L2Ipa>(operand);
+            let bytes = leaf_bytes(named.leaf, vtcr);
+            memory
+                .shadows
+                .invalidate(vmid, named.page.align_down(bytes), bytes);
+        }
+        Scope::IpaRange => match TlbiRange::decode(operand) {
+            Some((range, _)) => {
+                let block = leaf_bytes(None, vtcr);
+                let start = L2Ipa::new(range.start).align_down(block);
+                let bytes = range.bytes().saturating_add(block);
+                memory.shadows.invalidate(vmid, start, bytes);
+            }
+            None => memory.shadows.invalidate_all(Some(vmid)),
+        },
+        Scope::Vmid => memory.shadows.invalidate_all(Some(vmid)),
+        Scope::Everything => memory.shadows.invalidate_all(None),
+        Scope::Address | Scope::Range | Scope::All => {}
+    }
+    // Stage 1: virtual EL2's own for EL2 operations and under TGE, else that of what it runs.
+    let own = enc.op1() == 4 || hcr & TGE != 0;
+    let under: Vec<u64> = match scope {
+        Scope::Ipa | Scope::IpaRange => Vec::new(),
+        Scope::Everything => memory
+            .shadows
+            .vttbrs(None)
+            .into_iter()
+            .chain(memory.vttbr_below())
+            .collect(),
+        Scope::Vmid => shadows_of(&mut memory, hcr, vmid),
+        Scope::Address | Scope::Range | Scope::All if own => alloc::vec![vcpu.vm.vttbr],
+        Scope::Address | Scope::Range | Scope::All => shadows_of(&mut memory, hcr, vmid),
+    };
+    for vttbr in under {
+        tlb::Stage2::with(vttbr, |stage2| match scope {
+            Scope::Address => stage2.guest_address(operand),
+            Scope::Range => stage2.guest_range(operand),
+            _ => stage2.guest_all(),
+        });
+    }
+}
+
+fn shadows_of(memory: &mut super::super::memory::Memory, hcr: u64, vmid: u16) -> Vec<u64> {
+    if hcr & STAGE2 == 0 {
+        memory.vttbr_below().into_iter().collect()
+    } else {
+        memory.shadows.vttbrs(Some(vmid))
+    }
+}
+
+/// How much a leaf that a TLBI names may map: by its level hint, else the largest block of the
+/// granule (without FEAT_LPA2).
+fn leaf_bytes(ttl: Option<(Granule, umbra_arm64::Level)>, vtcr: u64) -> u64 {
+    match ttl {
+        Some((granule, level)) => granule.level_bytes(level),
+        None => match vtcr >> 14 & 3 {
+            0 => 1 << 30,
+            2 => 32 << 20,
+            _ => 512 << 20,
+        },
+    }
 }

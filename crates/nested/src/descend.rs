@@ -11,6 +11,18 @@ use crate::stop::Stop;
 /// Attempts to mark a descriptor that others keep changing, before the walk gives up for now.
 pub(crate) const ATTEMPTS: usize = 8;
 
+/// What a walk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// An access that happens: access flags and dirty state are marked where the tables ask for it.
+    Access,
+    /// An AT: access flags are marked if that succeeds soon, and dirty state never is.
+    At,
+    /// A look: nothing is marked and nothing is forbidden. Rights and access flag are reported as
+    /// they are.
+    Probe,
+}
+
 /// Where the descriptors of one stage are, and how they are reached.
 pub trait Tables {
     /// The space that table addresses are in.
@@ -19,15 +31,16 @@ pub trait Tables {
     type Stop: From<GuestFault> + From<Stop>;
 
     /// The word at `at`, in a table at `level`.
-    fn read(&mut self, at: Self::Space, level: Level) -> Result<u64, Self::Stop>;
+    fn read(&mut self, at: Self::Space, level: Level, purpose: Purpose) -> Result<u64, Self::Stop>;
 
-    /// Replaces the word at `at` by `new` if it is still `old`; answers whether it was.
+    /// Replaces the word at `at`, if it is still the first of `change`, by the second; answers
+    /// whether it was.
     fn replace(
         &mut self,
         at: Self::Space,
         level: Level,
-        old: u64,
-        new: u64,
+        purpose: Purpose,
+        change: (u64, u64),
     ) -> Result<bool, Self::Stop>;
 }
 
@@ -86,6 +99,7 @@ impl Root {
     pub(crate) fn descend<T: Tables>(
         &self,
         input: u64,
+        purpose: Purpose,
         tables: &mut T,
         mut on_table: impl FnMut(Descriptor),
     ) -> Result<Leaf<T::Space>, T::Stop> {
@@ -98,7 +112,7 @@ impl Root {
         loop {
             let offset = self.layout.entry_offset(input, level, level == self.start);
             let at = T::Space::from_raw(table | offset);
-            let descriptor = Descriptor::new(self.ordered(tables.read(at, level)?));
+            let descriptor = Descriptor::new(self.ordered(tables.read(at, level, purpose)?));
             match (self.layout.kind(descriptor, level), level.next()) {
                 (DescriptorKind::Table, Some(next)) => {
                     table = self.layout.table(descriptor);
@@ -162,13 +176,14 @@ impl Root {
         &self,
         leaf: &Leaf<T::Space>,
         new: Descriptor,
+        purpose: Purpose,
         tables: &mut T,
     ) -> Result<bool, T::Stop> {
         tables.replace(
             leaf.at,
             leaf.level,
-            self.ordered(leaf.descriptor.raw()),
-            self.ordered(new.raw()),
+            purpose,
+            (self.ordered(leaf.descriptor.raw()), self.ordered(new.raw())),
         )
     }
 }

@@ -118,15 +118,12 @@ impl Layout {
     /// bytes. `wide_output` says that the PS or IPS field holds the encoding of 52 bits.
     pub(crate) fn base(self, register: u64, table_bits: u32, wide_output: bool) -> u64 {
         let wide = self.form == Form::Ds || self.form == Form::Lpa && wide_output;
-        let (address, align) = if wide {
-            (
-                bits(register, 47, 6) << 6 | bits(register, 5, 2) << 48,
-                table_bits.max(6),
-            )
+        let address = if wide {
+            bits(register, 47, 6) << 6 | bits(register, 5, 2) << 48
         } else {
-            (bits(register, 47, 1) << 1, table_bits)
+            bits(register, 47, 1) << 1
         };
-        address & !ones(align)
+        address & !ones(table_bits)
     }
 
     /// Byte offset of the entry for `input` in a table at `level`. The start table (`start`) may

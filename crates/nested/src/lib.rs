@@ -26,7 +26,7 @@ pub mod stage1;
 pub mod stage2;
 mod stop;
 
-pub use descend::Tables;
+pub use descend::{Purpose, Tables};
 pub use features::{Features, Granules, Support};
 pub use memory::{GuestMemory, MemoryError};
 pub use stop::{Again, Stop, Stop1};

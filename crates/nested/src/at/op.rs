@@ -4,6 +4,7 @@ use umbra_arm64::sysreg::SysReg;
 use umbra_arm64::{Gva, L2Ipa};
 
 use super::Par;
+use crate::descend::Purpose;
 use crate::features::Features;
 use crate::memory::GuestMemory;
 use crate::stage1::{self, BehindStage2, Kind, Regime, Stage1Config, Stage1Regs, Untranslated};
@@ -170,7 +171,7 @@ pub fn translate(op: Op, va: Gva, context: &Context, memory: &mut impl GuestMemo
         },
         el0: op.is_el0(),
         pan: op.honours_pan() && context.pan,
-        at: true,
+        purpose: Purpose::At,
     };
     let regs = match regime {
         Regime::El10 => &context.el1,
@@ -220,7 +221,6 @@ fn guest(
     let mut tables = BehindStage2 {
         config: &stage2,
         memory,
-        at: true,
     };
     let first = match stage1::walk(config, va, access, &mut tables) {
         Ok(mapping) => mapping,

@@ -2,7 +2,7 @@
 
 use umbra_arm64::{Ipa, L2Ipa, Level};
 
-use crate::descend::Tables;
+use crate::descend::{Purpose, Tables};
 use crate::memory::GuestMemory;
 use crate::stage2::{self, Stage2Config};
 use crate::stop::{Stop, Stop1};
@@ -18,12 +18,18 @@ impl<M: GuestMemory> Tables for Untranslated<'_, M> {
     type Space = Ipa;
     type Stop = Stop1;
 
-    fn read(&mut self, at: Ipa, level: Level) -> Result<u64, Stop1> {
+    fn read(&mut self, at: Ipa, level: Level, _: Purpose) -> Result<u64, Stop1> {
         read(self.memory, at, level)
     }
 
-    fn replace(&mut self, at: Ipa, level: Level, old: u64, new: u64) -> Result<bool, Stop1> {
-        replace(self.memory, at, level, old, new)
+    fn replace(
+        &mut self,
+        at: Ipa,
+        level: Level,
+        _: Purpose,
+        change: (u64, u64),
+    ) -> Result<bool, Stop1> {
+        replace(self.memory, at, level, change)
     }
 }
 
@@ -35,8 +41,6 @@ pub struct BehindStage2<'a, M> {
     pub config: &'a Stage2Config,
     /// The VM's memory.
     pub memory: &'a mut M,
-    /// The walk serves an AT, which goes on where marking a descriptor does not succeed.
-    pub at: bool,
 }
 
 impl<M: GuestMemory> BehindStage2<'_, M> {
@@ -60,11 +64,11 @@ impl<M: GuestMemory> Tables for BehindStage2<'_, M> {
     type Space = L2Ipa;
     type Stop = Stop1;
 
-    fn read(&mut self, at: L2Ipa, level: Level) -> Result<u64, Stop1> {
-        let access = if self.at {
-            stage2::Access::AtWalkRead
-        } else {
-            stage2::Access::WalkRead
+    fn read(&mut self, at: L2Ipa, level: Level, purpose: Purpose) -> Result<u64, Stop1> {
+        let access = match purpose {
+            Purpose::Access => stage2::Access::WalkRead,
+            Purpose::At => stage2::Access::AtWalkRead,
+            Purpose::Probe => stage2::Access::Probe,
         };
         let place = self
             .translate(at, level, access)
@@ -72,10 +76,17 @@ impl<M: GuestMemory> Tables for BehindStage2<'_, M> {
         read(self.memory, place, level)
     }
 
-    fn replace(&mut self, at: L2Ipa, level: Level, old: u64, new: u64) -> Result<bool, Stop1> {
+    fn replace(
+        &mut self,
+        at: L2Ipa,
+        level: Level,
+        purpose: Purpose,
+        change: (u64, u64),
+    ) -> Result<bool, Stop1> {
         match self.translate(at, level, stage2::Access::WalkUpdate) {
-            Ok(place) => replace(self.memory, place, level, old, new),
-            Err((Stop::Contended, _)) if self.at => Ok(false),
+            Ok(place) => replace(self.memory, place, level, change),
+            // An AT goes on where marking does not succeed.
+            Err((Stop::Contended, _)) if purpose == Purpose::At => Ok(false),
             Err((_, stop)) => Err(stop),
         }
     }
@@ -91,8 +102,7 @@ fn replace(
     memory: &mut impl GuestMemory,
     at: Ipa,
     level: Level,
-    old: u64,
-    new: u64,
+    (old, new): (u64, u64),
 ) -> Result<bool, Stop1> {
     memory
         .compare_exchange_u64(at, old, new)

@@ -5,7 +5,7 @@ use umbra_arm64::{Address, Descriptor, FaultKind, Gva, Level, Rights, Translatio
 use super::config::{Half, Stage1Config};
 use super::permission::{Limits, READ_ONLY, rights};
 use crate::attributes::{Attributes, Memory, Shareability};
-use crate::descend::{ATTEMPTS, Leaf, Root, Tables, fault};
+use crate::descend::{ATTEMPTS, Leaf, Purpose, Root, Tables, fault};
 use crate::layout::{bits, ones};
 use crate::stop::{Stop, Stop1};
 
@@ -29,8 +29,8 @@ pub struct Access {
     pub el0: bool,
     /// PSTATE.PAN holds for it. False for AT but the forms that honour PAN.
     pub pan: bool,
-    /// The access is an AT: it never marks anything dirty.
-    pub at: bool,
+    /// Whether it happens at all.
+    pub purpose: Purpose,
 }
 
 impl Access {
@@ -83,15 +83,16 @@ pub fn walk<T: Tables<Stop = Stop1>>(
         .filter(|root| is_canonical(half, root, va, access.is_fetch()))
         .filter(|_| !(half.walks_disabled || half.el0_faults && access.el0))
         .ok_or(fault(FaultKind::Translation, Level::L0))?;
+    let purpose = access.purpose;
     for _ in 0..ATTEMPTS {
-        let (leaf, limits) = descend(config, half, &root, va, tables)?;
+        let (leaf, limits) = descend(config, half, &root, va, purpose, tables)?;
         let marked = judge(config, &leaf, limits, access)?;
-        if marked == leaf.descriptor || root.mark(&leaf, marked, tables)? {
+        if marked == leaf.descriptor || root.mark(&leaf, marked, purpose, tables)? {
             return Ok(mapping(config, half, &leaf, limits, marked, access));
         }
     }
-    if access.at {
-        let (leaf, limits) = descend(config, half, &root, va, tables)?;
+    if purpose == Purpose::At {
+        let (leaf, limits) = descend(config, half, &root, va, purpose, tables)?;
         judge(config, &leaf, limits, access)?;
         return Ok(mapping(
             config,
@@ -117,10 +118,11 @@ fn descend<T: Tables<Stop = Stop1>>(
     half: &Half,
     root: &Root,
     va: Gva,
+    purpose: Purpose,
     tables: &mut T,
 ) -> Result<(Leaf<T::Space>, Limits), Stop1> {
     let mut limits = Limits::default();
-    let leaf = root.descend(va.raw(), tables, |table| {
+    let leaf = root.descend(va.raw(), purpose, tables, |table| {
         if half.hierarchical {
             limits.add(table, config.regime);
         }
@@ -149,6 +151,9 @@ fn judge<S>(
     access: Access,
 ) -> Result<Descriptor, Stop1> {
     let descriptor = leaf.descriptor;
+    if access.purpose == Purpose::Probe {
+        return Ok(descriptor);
+    }
     if !descriptor.accessed() && !config.ha {
         return Err(fault(FaultKind::AccessFlag, leaf.level).into());
     }
@@ -156,7 +161,7 @@ fn judge<S>(
     if !access.is_permitted(rights(config, effective, limits, access)) {
         return Err(fault(FaultKind::Permission, leaf.level).into());
     }
-    let marks_dirty = access.kind == Kind::Write && !access.at;
+    let marks_dirty = access.kind == Kind::Write && access.purpose == Purpose::Access;
     let marked = if marks_dirty { effective } else { descriptor };
     Ok(marked.with_accessed())
 }

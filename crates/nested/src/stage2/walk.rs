@@ -4,7 +4,7 @@ use umbra_arm64::{Descriptor, FaultKind, Ipa, L2Ipa, Level, Rights, Translation}
 
 use super::Stage2Config;
 use crate::attributes::Stage2Attributes;
-use crate::descend::{ATTEMPTS, Leaf, Tables, fault};
+use crate::descend::{ATTEMPTS, Leaf, Purpose, Tables, fault};
 use crate::layout::ones;
 use crate::memory::GuestMemory;
 use crate::stop::Stop;
@@ -110,14 +110,14 @@ pub fn walk(
         .ok_or(fault(FaultKind::Translation, Level::L0))?;
     let mut tables = Direct { memory };
     for _ in 0..ATTEMPTS {
-        let leaf = root.descend(input.raw(), &mut tables, |_| ())?;
+        let leaf = root.descend(input.raw(), Purpose::Access, &mut tables, |_| ())?;
         let marked = judge(config, &leaf, access)?;
-        if marked == leaf.descriptor || root.mark(&leaf, marked, &mut tables)? {
+        if marked == leaf.descriptor || root.mark(&leaf, marked, Purpose::Access, &mut tables)? {
             return Ok(mapping(config, &leaf, marked));
         }
     }
     if access.may_stay_unmarked() {
-        let leaf = root.descend(input.raw(), &mut tables, |_| ())?;
+        let leaf = root.descend(input.raw(), Purpose::Access, &mut tables, |_| ())?;
         judge(config, &leaf, access)?;
         return Ok(mapping(config, &leaf, leaf.descriptor));
     }
@@ -190,13 +190,19 @@ impl<M: GuestMemory> Tables for Direct<'_, M> {
     type Space = Ipa;
     type Stop = Stop;
 
-    fn read(&mut self, at: Ipa, level: Level) -> Result<u64, Stop> {
+    fn read(&mut self, at: Ipa, level: Level, _: Purpose) -> Result<u64, Stop> {
         self.memory
             .read_u64(at)
             .map_err(|error| Stop::Memory { at, level, error })
     }
 
-    fn replace(&mut self, at: Ipa, level: Level, old: u64, new: u64) -> Result<bool, Stop> {
+    fn replace(
+        &mut self,
+        at: Ipa,
+        level: Level,
+        _: Purpose,
+        (old, new): (u64, u64),
+    ) -> Result<bool, Stop> {
         self.memory
             .compare_exchange_u64(at, old, new)
             .map(|outcome| outcome.is_ok())

@@ -11,7 +11,7 @@ use umbra_nested::at::{Op, translate};
 use umbra_nested::attributes::{Attributes, Shareability};
 use umbra_nested::stage1::{self, BehindStage2, Kind, Regime, Untranslated};
 use umbra_nested::stage2;
-use umbra_nested::{Again, Features, Stop, Stop1};
+use umbra_nested::{Again, Features, Purpose, Stop, Stop1};
 
 use crate::generate::{self, Case, Rng, World};
 use crate::manual::{
@@ -388,12 +388,16 @@ fn stage1_case(seed: u64, regime: Regime, coverage: &mut Coverage) {
         kind,
         el0: !one_half && rng.percent(40),
         pan: rng.percent(40),
-        at: kind != Kind::Fetch && rng.percent(30),
+        purpose: if kind != Kind::Fetch && rng.percent(30) {
+            Purpose::At
+        } else {
+            Purpose::Access
+        },
     };
     let accdesc = AccDesc {
         el0: access.el0,
         pan: access.pan,
-        at: access.at,
+        at: access.purpose == Purpose::At,
         ..match kind {
             Kind::Read => AccDesc::READ,
             Kind::Write => AccDesc::WRITE,
@@ -429,7 +433,6 @@ fn stage1_case(seed: u64, regime: Regime, coverage: &mut Coverage) {
         let mut tables = BehindStage2 {
             config: &stage2,
             memory: &mut memory,
-            at: access.at,
         };
         outcome1(
             stage1::walk(&config, va_typed, access, &mut tables),

@@ -6,7 +6,7 @@ use umbra_nested::stage1::{
     Access, BehindStage2, Kind, Mapping, Regime, Stage1Config, Stage1Regs, Untranslated, walk,
 };
 use umbra_nested::stage2::Stage2Config;
-use umbra_nested::{Features, Stop, Stop1};
+use umbra_nested::{Features, Purpose, Stop, Stop1};
 
 use crate::fake::Fake;
 use crate::stage2::{FEATURES, SMALL};
@@ -50,7 +50,7 @@ const READ: Access = Access {
     kind: Kind::Read,
     el0: false,
     pan: false,
-    at: false,
+    purpose: Purpose::Access,
 };
 const WRITE: Access = Access {
     kind: Kind::Write,
@@ -445,7 +445,10 @@ fn the_access_flag_and_dirty_state() {
     let managed = TCR | HA | HD;
     let found = go(managed, VA, READ, &mut memory).expect("mapped");
     assert!(!found.translation.rights.write, "still clean");
-    let at = Access { at: true, ..WRITE };
+    let at = Access {
+        purpose: Purpose::At,
+        ..WRITE
+    };
     go(managed, VA, at, &mut memory).expect("an AT finds it writable");
     assert_eq!(memory.get(leaf_at()), old | AF, "… and leaves it clean");
     let found = go(managed, VA, WRITE, &mut memory).expect("mapped");
@@ -633,7 +636,6 @@ fn go_behind(
     let mut tables = BehindStage2 {
         config: &stage2,
         memory,
-        at: access.at,
     };
     walk(&config, Gva::new(VA), access, &mut tables)
 }
@@ -727,7 +729,10 @@ fn endless_contention_ends() {
     };
     let outcome = go(TCR | HA, VA, READ, &mut rival());
     assert_eq!(outcome, Err(Stop1::Stage1(Stop::Contended)));
-    let at = Access { at: true, ..READ };
+    let at = Access {
+        purpose: Purpose::At,
+        ..READ
+    };
     let found = go(TCR | HA, VA, at, &mut rival()).expect("an AT completes");
     assert!(!found.translation.accessed);
     // At both stages at once.
@@ -735,4 +740,22 @@ fn endless_contention_ends() {
     memory.race(|word| word ^ 1 << 55);
     let found = go_behind(TCR | HA, VTCR | 1 << 21, at, &mut memory).expect("an AT completes");
     assert!(!found.translation.accessed);
+}
+
+#[test]
+fn a_probe_changes_nothing_and_forbids_nothing() {
+    let probe = Access {
+        purpose: Purpose::Probe,
+        ..user(WRITE)
+    };
+    // Neither stage has its access flag set, and neither permits this.
+    let mut memory = behind(OUTPUT | PAGE, BLOCK & !AF);
+    for (tcr, vtcr) in [(TCR, VTCR), (TCR | HA | HD, VTCR | 3 << 21)] {
+        let found = go_behind(tcr, vtcr, probe, &mut memory)
+            .expect("there")
+            .translation;
+        assert_eq!(found.output, L2Ipa::new(OUTPUT | 0xabc));
+        assert!(!found.accessed && !found.rights.read && !found.rights.write);
+    }
+    assert!(memory.writes.is_empty());
 }

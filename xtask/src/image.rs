@@ -88,11 +88,32 @@ fn check(image: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Function symbols of an ELF file, for naming a program counter.
+/// A symbol as a path: Rust's legacy mangling undone (`_ZN`, each part behind its length, a hash, `E`);
+/// any other name as it is.
+fn path(symbol: &str) -> String {
+    let parts = || {
+        let mut rest = symbol.strip_prefix("_ZN")?;
+        let mut parts = Vec::new();
+        while !rest.starts_with('E') {
+            let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+            let (length, tail) = rest.split_at_checked(digits)?;
+            let (part, tail) = tail.split_at_checked(length.parse().ok()?)?;
+            parts.push(part);
+            rest = tail;
+        }
+        let hash = parts.pop()?;
+        (hash.len() == 17 && hash.starts_with('h')).then_some(parts)
+    };
+    parts().map_or_else(|| symbol.to_owned(), |parts| parts.join("::"))
+}
+
+/// Symbols of an ELF file: functions, for naming a program counter, and data, for finding it.
 #[derive(Debug, Default)]
 pub(crate) struct Symbols {
     /// Address, size, name; sorted by address.
     functions: Vec<(u64, u64, String)>,
+    /// The same of data.
+    data: Vec<(u64, u64, String)>,
 }
 
 impl Symbols {
@@ -101,16 +122,45 @@ impl Symbols {
         use object::{Object, ObjectSymbol, SymbolKind};
         let bytes = std::fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
         let file: ElfFile64<'_, Endianness> = ElfFile64::parse(&*bytes)?;
-        let mut functions: Vec<_> = file
-            .symbols()
-            .filter(|s| {
-                s.is_definition() && matches!(s.kind(), SymbolKind::Text | SymbolKind::Label)
-            })
-            .filter_map(|s| Some((s.address(), s.size(), s.name().ok()?.to_owned())))
-            .filter(|(_, _, name)| !name.starts_with('$'))
-            .collect();
-        functions.sort();
-        Ok(Self { functions })
+        let of = |kinds: &[SymbolKind]| -> Vec<(u64, u64, String)> {
+            let mut found: Vec<_> = file
+                .symbols()
+                .filter(|s| s.is_definition() && kinds.contains(&s.kind()))
+                .filter_map(|s| Some((s.address(), s.size(), path(s.name().ok()?))))
+                .filter(|(_, _, name)| !name.starts_with('$'))
+                .collect();
+            found.sort();
+            found
+        };
+        Ok(Self {
+            functions: of(&[SymbolKind::Text, SymbolKind::Label]),
+            data: of(&[SymbolKind::Data]),
+        })
+    }
+
+    /// Address and size of the one piece of data with this name.
+    pub(crate) fn data(&self, name: &str) -> Option<(u64, u64)> {
+        let mut found = self.data.iter().filter(|(_, _, other)| other == name);
+        let (at, size, _) = found.next()?;
+        found.next().is_none().then_some((*at, *size))
+    }
+
+    /// The text with the function named behind every address of one that stands in it.
+    pub(crate) fn annotate(&self, text: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        for line in text.split_inclusive('\n') {
+            let (line, end) = line.strip_suffix('\n').map_or((line, ""), |l| (l, "\n"));
+            out.push_str(line);
+            let words = line.split(|c: char| !c.is_ascii_alphanumeric());
+            let addresses =
+                words.filter_map(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok());
+            for name in addresses.filter_map(|pc| self.name(pc)) {
+                out.push_str("  ");
+                out.push_str(&name);
+            }
+            out.push_str(end);
+        }
+        out
     }
 
     /// The function that holds `pc`, with the distance from its start.
@@ -125,7 +175,7 @@ impl Symbols {
 
 #[cfg(test)]
 mod tests {
-    use super::{HEADER, Symbols, check, flatten, from_elf};
+    use super::{HEADER, Symbols, check, flatten, from_elf, path};
 
     fn header(image_size: u64) -> Vec<u8> {
         let mut bytes = vec![0; HEADER];
@@ -197,11 +247,27 @@ mod tests {
     }
 
     #[test]
+    fn symbols_become_paths() {
+        let mangled = "_ZN12umbra_kernel5trace5RINGS17h8dd996d59a46df7eE";
+        assert_eq!(path(mangled), "umbra_kernel::trace::RINGS");
+        for other in ["primary_rust", "_ZN3abc", "_ZN9abcE", "_ZN", "_ZN1aE"] {
+            assert_eq!(path(other), other);
+        }
+    }
+
+    #[test]
     fn a_pc_is_named_by_the_function_around_it() {
         let f = |at, size, name: &str| (at, size, name.to_owned());
         let symbols = Symbols {
             functions: vec![f(0x100, 0x10, "a"), f(0x200, 0, "label")],
+            data: vec![f(0x1000, 0x20, "a::RINGS"), f(0x2000, 8, "b")],
         };
+        assert_eq!(symbols.data("a::RINGS"), Some((0x1000, 0x20)));
+        assert_eq!(symbols.data("c"), None);
+        assert_eq!(
+            symbols.annotate("at: 0x104,\nx = 0x1\n"),
+            "at: 0x104,  a+0x4\nx = 0x1\n"
+        );
         assert_eq!(symbols.name(0x104).as_deref(), Some("a+0x4"));
         assert_eq!(symbols.name(0x110), None);
         assert_eq!(symbols.name(0xff), None);

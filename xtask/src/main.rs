@@ -16,6 +16,7 @@ mod build;
 mod cargo;
 mod cli;
 mod cpio;
+mod events;
 mod guest;
 mod hash;
 mod image;

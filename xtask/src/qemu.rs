@@ -1,6 +1,7 @@
 //! One machine, from its description to its end: QEMU's command line, the console it prints, a time
 //! limit, and what to say of a machine that hangs.
 
+use crate::events;
 use crate::image::Symbols;
 use crate::setup::Qemu;
 use crate::transcript::Transcript;
@@ -250,13 +251,14 @@ fn drain(
     }
 }
 
-/// What the CPUs of a machine that hangs are doing: a line each, then all registers.
+/// What the CPUs of a machine that hangs are doing: a line each, umbra's last events, then all
+/// registers.
 fn state(socket: &Path, symbols: &Symbols) -> String {
     let (sender, receiver) = channel();
-    let path = socket.to_path_buf();
-    std::thread::spawn(move || sender.send(qmp::registers(&path)));
-    let registers = match receiver.recv_timeout(GRACE) {
-        Ok(Ok(text)) => text,
+    let (path, ring) = (socket.to_path_buf(), symbols.data(events::RING));
+    std::thread::spawn(move || sender.send(ask(&path, ring)));
+    let (registers, events) = match receiver.recv_timeout(GRACE) {
+        Ok(Ok(answers)) => answers,
         Ok(Err(error)) => return format!("no registers: {error:#}\n"),
         Err(_) => return "no registers: QEMU does not answer\n".to_owned(),
     };
@@ -268,5 +270,19 @@ fn state(socket: &Path, symbols: &Symbols) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "CPU {cpu}: pc {pc:#018x} {name}");
     }
-    text + &registers
+    text + &events + &registers
+}
+
+/// The registers and umbra's last events, the latter from memory at `ring`: address and size.
+fn ask(socket: &Path, ring: Option<(u64, u64)>) -> Result<(String, String)> {
+    let mut monitor = qmp::Monitor::connect(socket)?;
+    let registers = monitor.registers()?;
+    let events = match ring.and_then(|(at, bytes)| Some((events::physical(at)?, bytes))) {
+        Some((pa, bytes)) => {
+            let memory = monitor.memory(pa, bytes, &socket.with_extension("ring"))?;
+            events::decode(&memory)
+        }
+        None => String::new(),
+    };
+    Ok((registers, events))
 }

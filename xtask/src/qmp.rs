@@ -1,4 +1,4 @@
-//! The few words of QEMU's monitor protocol that a time-out needs: all CPUs' registers.
+//! The few words of QEMU's monitor protocol that a time-out needs: all CPUs' registers, and memory.
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -7,31 +7,51 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// What `info registers -a` of the human monitor says.
-pub(crate) fn registers(socket: &Path) -> Result<String> {
-    let stream = UnixStream::connect(socket).context("QEMU's monitor socket")?;
-    // A QEMU that is itself stuck must not make the time-out wait for ever.
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let mut monitor = Monitor {
-        lines: BufReader::new(stream.try_clone()?),
-        stream,
-    };
-    monitor.next()?;
-    monitor.ask(&json!({ "execute": "qmp_capabilities" }))?;
-    let command = json!({
-        "execute": "human-monitor-command",
-        "arguments": { "command-line": "info registers -a" },
-    });
-    let answer = monitor.ask(&command)?;
-    Ok(answer.as_str().unwrap_or_default().replace('\r', ""))
-}
-
-struct Monitor {
+/// A connection to the monitor of a machine. The machine is stopped by it: what is read fits together.
+pub(crate) struct Monitor {
     lines: BufReader<UnixStream>,
     stream: UnixStream,
 }
 
 impl Monitor {
+    /// Connects, and stops the machine.
+    pub(crate) fn connect(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket).context("QEMU's monitor socket")?;
+        // A QEMU that is itself stuck must not make the time-out wait for ever.
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut monitor = Self {
+            lines: BufReader::new(stream.try_clone()?),
+            stream,
+        };
+        monitor.next()?;
+        monitor.ask(&json!({ "execute": "qmp_capabilities" }))?;
+        monitor.ask(&json!({ "execute": "stop" }))?;
+        Ok(monitor)
+    }
+
+    /// What `info registers -a` of the human monitor says.
+    pub(crate) fn registers(&mut self) -> Result<String> {
+        let command = json!({
+            "execute": "human-monitor-command",
+            "arguments": { "command-line": "info registers -a" },
+        });
+        let answer = self.ask(&command)?;
+        Ok(answer.as_str().unwrap_or_default().replace('\r', ""))
+    }
+
+    /// The memory `[pa, pa + bytes)`, by way of a file that QEMU writes.
+    pub(crate) fn memory(&mut self, pa: u64, bytes: u64, file: &Path) -> Result<Vec<u8>> {
+        let command = json!({
+            "execute": "pmemsave",
+            "arguments": { "val": pa, "size": bytes, "filename": file },
+        });
+        self.ask(&command)?;
+        let memory = std::fs::read(file).context("the memory that QEMU saved");
+        // A leftover would do no harm; that it is gone is only tidy.
+        let _ = std::fs::remove_file(file);
+        memory
+    }
+
     fn next(&mut self) -> Result<Value> {
         let mut line = String::new();
         if self.lines.read_line(&mut line)? == 0 {

@@ -46,6 +46,8 @@ pub(crate) struct Alone {
     pub(crate) result: Result<Passed, String>,
     /// Everything the machine said.
     pub(crate) console: String,
+    /// Wall time.
+    pub(crate) seconds: f64,
 }
 
 /// Cases grouped into boots: those that can share one do, by kind of work and number of CPUs.
@@ -82,7 +84,10 @@ impl Bench<'_> {
                 first.cpus
             ),
         };
-        let (outcome, log) = self.boot(&name, cases, None)?;
+        // The machine's own start, then each case's time.
+        let limit = 10 + cases.iter().map(|c| c.limit).sum::<u64>();
+        let (outcome, log) = self.boot(&name, cases, None, Duration::from_secs(limit))?;
+        let symbols = self.symbols()?;
         let seconds = outcome.seconds / cases.len() as f64;
         for (case, result) in cases.iter().zip(self.results(cases, &outcome)?) {
             match result {
@@ -92,36 +97,55 @@ impl Bench<'_> {
                         tally.skip(check, why);
                     }
                 }
-                Err(why) => tally.fail(&case.name, &format!("{}\n    see {log}", why.trim_end())),
+                Err(why) => {
+                    let why = symbols.annotate(why.trim_end());
+                    tally.fail(&case.name, &format!("{why}\n    see {log}"));
+                }
             }
         }
         Ok(())
     }
 
-    /// Boots for one case alone, on a command line with one more word. `name` names the transcript.
-    pub(crate) fn run_one(&self, case: &Case, name: &str, word: Option<&str>) -> Result<Alone> {
+    /// Boots for one case alone, with one more word on umbra's command line. `name` names the
+    /// transcript.
+    pub(crate) fn run_one(
+        &self,
+        case: &Case,
+        name: &str,
+        word: Option<&str>,
+        limit: Duration,
+    ) -> Result<Alone> {
         let cases = std::slice::from_ref(case);
         let name = format!("{}-{name}", case.name.replace('/', "-"));
-        let (outcome, _) = self.boot(&name, cases, word)?;
+        let (outcome, _) = self.boot(&name, cases, word, limit)?;
         let result = self.results(cases, &outcome)?.remove(0);
         Ok(Alone {
             result,
             console: outcome.console,
+            seconds: outcome.seconds,
         })
     }
 
     /// One boot; also the transcript's name.
-    fn boot(&self, name: &str, cases: &[Case], word: Option<&str>) -> Result<(Outcome, String)> {
+    fn boot(
+        &self,
+        name: &str,
+        cases: &[Case],
+        word: Option<&str>,
+        limit: Duration,
+    ) -> Result<(Outcome, String)> {
         let mut log = Transcript::new(self.ws, &format!("test-{name}"))?;
         let machine = self.machine(name, cases, word, &mut log)?;
-        // The machine's own start, then each case's time.
-        let limit = Duration::from_secs(10 + cases.iter().map(|c| c.limit).sum::<u64>());
-        let symbols = match &self.kernel {
-            Some(kernel) => Symbols::read(&kernel.elf)?,
-            None => Symbols::default(),
-        };
-        let outcome = machine.run(self.qemu, &mut log, limit, &symbols, |_| {})?;
+        let outcome = machine.run(self.qemu, &mut log, limit, &self.symbols()?, |_| {})?;
         Ok((outcome, self.ws.show(log.path()).to_string()))
+    }
+
+    /// umbra's symbols, if it is umbra that boots.
+    fn symbols(&self) -> Result<Symbols> {
+        match &self.kernel {
+            Some(kernel) => Symbols::read(&kernel.elf),
+            None => Ok(Symbols::default()),
+        }
     }
 
     fn results(&self, cases: &[Case], outcome: &Outcome) -> Result<Vec<Result<Passed, String>>> {
@@ -327,7 +351,11 @@ fn by_part(cases: &[Case], outcome: &Outcome) -> Vec<Result<Passed, String>> {
 fn late(state: &str) -> String {
     let cpus: String = state
         .lines()
-        .take_while(|l| l.starts_with("CPU ") || l.starts_with("no registers"))
+        .take_while(|l| {
+            ["CPU ", "event ", "no registers"]
+                .iter()
+                .any(|w| l.starts_with(w))
+        })
         .map(|l| format!("    {l}\n"))
         .collect();
     format!("the time limit came first\n{}", cpus.trim_end())

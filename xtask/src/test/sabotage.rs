@@ -9,9 +9,9 @@ use super::boot::Bench;
 use super::cases::Case;
 use super::report::Tally;
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::time::Instant;
+use std::time::Duration;
 
 const LIST: &str = "kernel/sabotage.txt";
 
@@ -61,32 +61,30 @@ pub(crate) fn run(
         case.with_context(|| format!("{LIST}: {} names no case: {}", s.id, s.case))
     };
     // What fails with every safeguard in place proves nothing when one is missing.
-    let mut sound = BTreeSet::new();
+    let mut sound = BTreeMap::new();
     let names: BTreeSet<&str> = list.iter().map(|s| s.case.as_str()).collect();
     for case in cases.iter().filter(|c| names.contains(c.name.as_str())) {
-        let start = Instant::now();
-        let outcome = bench.run_one(case, "sound", None)?;
-        let name = format!("sabotage/sound/{}", case.name);
+        let limit = Duration::from_secs(10 + case.limit);
+        let outcome = bench.run_one(case, "sound", None, limit)?;
         if outcome.result.is_ok() {
-            sound.insert(case.name.as_str());
+            // What hangs need not be waited for as long as what is only slow.
+            let limit = Duration::from_secs_f64(5.0 + 3.0 * outcome.seconds);
+            sound.insert(case.name.as_str(), limit);
         }
-        tally.result(
-            &name,
-            start.elapsed().as_secs_f64(),
-            outcome.result.map(|_| ()),
-        );
+        let name = format!("sabotage/sound/{}", case.name);
+        tally.result(&name, outcome.seconds, outcome.result.map(|_| ()));
     }
     for sabotage in list {
         let case = find(sabotage)?;
-        let (name, start) = (sabotage.name(), Instant::now());
-        if !sound.contains(case.name.as_str()) {
+        let name = sabotage.name();
+        let Some(&limit) = sound.get(case.name.as_str()) else {
             tally.fail(
                 &name,
                 &format!("{} fails without any sabotage", sabotage.case),
             );
             continue;
-        }
-        let outcome = bench.run_one(case, &sabotage.id, Some(&sabotage.word()))?;
+        };
+        let outcome = bench.run_one(case, &sabotage.id, Some(&sabotage.word()), limit)?;
         let admitted = outcome.console.lines().any(|l| l == sabotage.admission());
         match outcome.result {
             _ if !admitted => {
@@ -103,7 +101,7 @@ pub(crate) fn run(
                 let sign = why.lines().next().unwrap_or_default();
                 tally.pass(
                     &format!("{name} ({}: {sign})", sabotage.case),
-                    start.elapsed().as_secs_f64(),
+                    outcome.seconds,
                 );
             }
         }

@@ -107,13 +107,7 @@ fn block_for(table: &User, area: &Vma<Object>, addr: Hva) -> Option<Hva> {
     empty.then_some(block)
 }
 
-fn install(
-    table: &mut User,
-    at: Hva,
-    pa: Pa,
-    bytes: u64,
-    prot: Prot,
-) -> Result<PageView, MmFault> {
+fn install(table: &mut User, at: Hva, pa: Pa, bytes: u64, prot: Prot) -> Result<PageView, MmFault> {
     let rights = rights(prot);
     if map(table, at, pa, bytes, Attrs::normal(rights)).is_err() {
         mem::release(pa);
@@ -193,6 +187,10 @@ fn unmap(table: &mut User, span: Span) -> bool {
 fn release(pa: Pa, bytes: u64) {
     if mem::owner(pa) != Some(Owner::Anonymous) {
         return;
+    }
+    if bytes == FRAME && mem::block_order(pa) == Some(CHUNK_ORDER) {
+        // One entry of a block that the table has in pieces (mprotect of a part) and the frames not.
+        mem::split(pa.align_down(umbra_hw::mem::CHUNK));
     }
     if bytes > FRAME && mem::block_order(pa) == Some(0) {
         // A block whose frames were split by an earlier partial unmapping.

@@ -55,8 +55,11 @@ fn thread_name(path: &[u8]) -> [u8; 16] {
     name
 }
 
-/// The interpreter of a `#!` script and its one argument, if the file is a script.
-fn script(id: InodeId) -> Result<Option<(Vec<u8>, Option<Vec<u8>>)>, Errno> {
+/// A script's interpreter and the one argument for it.
+type Interpreter = (Vec<u8>, Option<Vec<u8>>);
+
+/// The interpreter that the file's `#!` line names, if it is a script.
+fn script(id: InodeId) -> Result<Option<Interpreter>, Errno> {
     let mut head = [0u8; 256];
     let count = tree::with(|fs| fs.read_at(id, 0, &mut head))?;
     let Some(line) = head[..count].strip_prefix(b"#!") else {

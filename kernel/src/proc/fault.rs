@@ -49,7 +49,7 @@ pub(super) fn handle(
     far: u64,
 ) -> Option<(Hva, u64)> {
     let pc = Hva::new(frame.pc);
-    let mut signal = |signal, code, at: Hva| {
+    let signal = |signal, code, at: Hva| {
         thread.force(signal, Siginfo::fault(signal, code, at));
         Some((at, esr))
     };

@@ -10,7 +10,7 @@ use umbra_hw::sync::SpinLock;
 use umbra_hw::user::UserFrame;
 use umbra_linux::fd::{DEFAULT_LIMIT, FdTable};
 use umbra_linux::signal::{Actions, AltStack, Pending, SigSet, Signal, ThreadSignals};
-use umbra_linux::wait::{INIT, Pid};
+use umbra_linux::wait::{Ending, INIT, Pid};
 use umbra_linux::{Errno, uapi};
 
 use super::process::{Files, Gate, Paths, Seat, Signals};
@@ -288,8 +288,9 @@ fn child(
 
 /// A process whose first thread could not be made: as if it had never been.
 fn abandon(process: &Arc<Process>) {
-    let _ = super::family(|family| {
-        let _ = family.exit(process.pid, umbra_linux::wait::Ending::Exited(0), |_| true);
+    super::family(|family| {
+        // It cannot have ended before, and nobody is told.
+        let _ = family.exit(process.pid, Ending::Exited(0), |_| true);
     });
 }
 

@@ -124,7 +124,7 @@ pub(super) fn sched_getaffinity(call: &Call<'_>, a: Args) -> Result<u64, Errno> 
         cpus if cpus >= 64 => u64::MAX,
         cpus => (1u64 << cpus) - 1,
     };
-    if a[1] < 8 || a[1] % 8 != 0 {
+    if a[1] < 8 || !a[1].is_multiple_of(8) {
         return Err(Errno::EINVAL);
     }
     user::write(call, a[2], &mask)?;

@@ -83,7 +83,7 @@ fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) ->
         ras: has_ras(),
         world: state.world,
     };
-    let on_shadow = vcpu.hw.lock().shadow.is_some();
+    let on_shadow = state.world != World::Plain && vcpu.hw.lock().shadow.is_some();
     if on_shadow
         && let Abort::Stage2(fault) =
             classify::<L2Ipa>(esr, Gva::new(far), Some(Hpfar::new(hpfar)), context)

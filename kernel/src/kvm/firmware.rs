@@ -8,7 +8,7 @@ use umbra_arm64::sysreg::Reg;
 use umbra_kvm_abi::exit::{
     Exit as VmmExit, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVM_SYSTEM_EVENT_SUSPEND,
 };
-use umbra_kvm_abi::psci::{INTERNAL_FAILURE, PsciAction, SUCCESS, VcpuView};
+use umbra_kvm_abi::psci::{self, INTERNAL_FAILURE, PsciAction, SUCCESS, VcpuView};
 use umbra_kvm_abi::smccc::{self, SmcccAction};
 use umbra_kvm_abi::vcpu::Power;
 
@@ -50,7 +50,9 @@ pub(super) fn call(vcpu: &Arc<Vcpu>, state: &mut State, _smc: bool) -> Next {
         vcpus: OnceCell::new(),
     };
     let mut services = *vcpu.vm.services.lock();
-    services.psci.system_suspend = vcpu.vm.options.lock().system_suspend;
+    if psci::is_psci(x0 as u32) {
+        services.psci.system_suspend = vcpu.vm.options.lock().system_suspend;
+    }
     match smccc::call([x0, x1, x2, x3], &services, vcpu.index(), &view) {
         SmcccAction::Return(value) => {
             state.frame.x[0] = value;

@@ -16,7 +16,13 @@ mod boot;
 #[cfg(target_os = "none")]
 mod console;
 #[cfg(target_os = "none")]
+mod file;
+#[cfg(target_os = "none")]
+mod files;
+#[cfg(target_os = "none")]
 mod irq;
+#[cfg(target_os = "none")]
+mod kvm;
 #[cfg(target_os = "none")]
 mod mem;
 #[cfg(target_os = "none")]
@@ -24,7 +30,13 @@ mod mm;
 #[cfg(target_os = "none")]
 mod panic;
 #[cfg(target_os = "none")]
+mod proc;
+#[cfg(target_os = "none")]
 mod sched;
+#[cfg(target_os = "none")]
+mod sys;
+#[cfg(target_os = "none")]
+mod trace;
 
 #[cfg(target_os = "none")]
 umbra_hw::entry!(boot::primary, boot::secondary);

@@ -4,9 +4,12 @@
 //! until the process ends, and so does each vCPU's `kvm_run` page. Both are leaked on purpose:
 //! one process runs one VM, and a vCPU may run until the very end.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use kvm_bindings::{
@@ -318,4 +321,347 @@ impl Kicker {
 pub fn catch_kicks() -> Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     register_signal_handler(SIGRTMIN(), nothing).context("signal handler")
+}
+
+// ── What kvm-probe asks with: calls as raw as the kernel sees them ──────────────────────────────
+
+/// A type that a call may fill with any bytes: plain data without padding that matters.
+///
+/// # Safety
+/// Every bit pattern is a valid value, and the type holds no reference.
+pub unsafe trait Plain: Copy {}
+
+macro_rules! plain {
+    ($($name:ty),* $(,)?) => {
+        // SAFETY: C structures of integers, as the kernel's headers have them.
+        $(unsafe impl Plain for $name {})*
+    };
+}
+
+plain!(
+    u32,
+    u64,
+    [u64; 4],
+    [u64; 8],
+    kvm_vcpu_init,
+    kvm_create_device,
+    kvm_userspace_memory_region,
+    kvm_bindings::kvm_userspace_memory_region2,
+    kvm_bindings::kvm_one_reg,
+    kvm_bindings::kvm_mp_state,
+    kvm_bindings::kvm_vcpu_events,
+    kvm_bindings::kvm_irqfd,
+    kvm_bindings::kvm_ioeventfd,
+    kvm_bindings::kvm_enable_cap,
+);
+
+fn answer(result: libc::c_int) -> std::result::Result<u32, i32> {
+    u32::try_from(result).map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+}
+
+/// Number of bytes that the argument of an ioctl has by its number; 0 if it is no pointer.
+const fn argument_bytes(request: u32) -> usize {
+    (request >> 16 & 0x3fff) as usize
+}
+
+/// An ioctl with a structure as its argument. `Err` is the error number.
+///
+/// Addresses within the structure are [`Region::address`]es or lie where nothing is mapped; the
+/// structure cannot be checked for that here.
+///
+/// # Panics
+/// If the number speaks of more bytes than the structure has.
+pub fn ioctl<T: Plain>(fd: &OwnedFd, request: u32, value: &mut T) -> std::result::Result<u32, i32> {
+    assert!(argument_bytes(request) <= size_of::<T>(), "{request:#x}");
+    // SAFETY: the kernel writes no more bytes than the number says, into a value that takes any.
+    answer(unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::c_int, ptr::from_mut(value)) })
+}
+
+/// Below this address nothing of a process is mapped (Linux: vm.mmap_min_addr; umbra: the same).
+pub const LOWEST_MAPPED: u64 = 0x1_0000;
+/// From this address on nothing of a process is mapped.
+pub const ABOVE_MAPPED: u64 = 1 << 52;
+
+/// An ioctl with a number as its argument. `Err` is the error number.
+///
+/// # Panics
+/// If the ioctl takes a pointer and the number could be one.
+pub fn ioctl_value(fd: &OwnedFd, request: u32, value: u64) -> std::result::Result<u32, i32> {
+    let harmless = !(LOWEST_MAPPED..ABOVE_MAPPED).contains(&value);
+    assert!(argument_bytes(request) == 0 || harmless, "{request:#x}");
+    // SAFETY: the kernel takes the argument as a number or finds nothing mapped there.
+    answer(unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::c_int, value) })
+}
+
+/// The file that a call answered.
+pub fn owned(fd: u32) -> OwnedFd {
+    // SAFETY: callers pass what KVM_CREATE_… has just answered, once. Were it another's, a close too
+    // many would be the worst of it: nothing in this program rests on a file for its memory.
+    unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) }
+}
+
+/// What a page of a [`Region`] allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// PROT_NONE.
+    None,
+    /// PROT_READ.
+    Read,
+    /// PROT_READ and PROT_WRITE.
+    ReadWrite,
+}
+
+impl Rights {
+    fn bits(self) -> libc::c_int {
+        match self {
+            Rights::None => libc::PROT_NONE,
+            Rights::Read => libc::PROT_READ,
+            Rights::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        }
+    }
+}
+
+/// A mapping of this process that a guest may share. It belongs to one thread; guests and the kernel
+/// change its content at any time, so every access is a relaxed atomic.
+///
+/// What always holds: the addresses are this region's until it is dropped, or until [`Region::unmap`]
+/// gave some back, and those are not touched again before [`Region::map_again`]. An access without
+/// the right to it ends the process by SIGSEGV, which is no undefined behaviour.
+pub struct Region {
+    base: *mut u8,
+    bytes: usize,
+    /// The mapping that `base` lies in, for the end.
+    whole: (*mut libc::c_void, usize),
+    /// Pages that were given back.
+    gone: RefCell<BTreeSet<usize>>,
+}
+
+// SAFETY: a region is an address range and a record of its holes; one thread has it at a time.
+unsafe impl Send for Region {}
+
+/// Size of the pages that a region is cut into.
+pub const PAGE: usize = 4096;
+
+impl Region {
+    /// Maps `bytes` of zeros, private, at a multiple of 2 MiB. Nothing is reserved.
+    pub fn new(bytes: usize) -> std::result::Result<Self, i32> {
+        Self::map(None, bytes, HUGE_PAGE)
+    }
+
+    /// Maps the first `bytes` of a file, shared.
+    pub fn of_file(fd: &OwnedFd, bytes: usize) -> std::result::Result<Self, i32> {
+        Self::map(Some(fd.as_raw_fd()), bytes, 0)
+    }
+
+    fn map(fd: Option<RawFd>, bytes: usize, align: usize) -> std::result::Result<Self, i32> {
+        let span = bytes + align;
+        let rights = Rights::ReadWrite.bits();
+        let flags = match fd {
+            Some(_) => libc::MAP_SHARED,
+            None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), span, rights, flags, fd.unwrap_or(-1), 0) };
+        if start == libc::MAP_FAILED {
+            answer(-1)?;
+        }
+        let base = start.cast::<u8>();
+        let skip = if align == 0 {
+            0
+        } else {
+            base.align_offset(align)
+        };
+        Ok(Region {
+            base: base.wrapping_add(skip),
+            bytes,
+            whole: (start, span),
+            gone: RefCell::default(),
+        })
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The address of the byte at `offset`, for a memory slot or a call.
+    pub fn address(&self, offset: usize) -> u64 {
+        self.base.wrapping_add(offset) as u64
+    }
+
+    fn at(&self, offset: usize, bytes: usize) -> *mut u8 {
+        let inside = offset
+            .checked_add(bytes)
+            .is_some_and(|end| end <= self.bytes);
+        assert!(inside && offset.is_multiple_of(bytes), "{offset:#x}");
+        assert!(!self.gone.borrow().contains(&(offset / PAGE)), "unmapped");
+        self.base.wrapping_add(offset)
+    }
+
+    /// Reads a byte.
+    pub fn u8(&self, offset: usize) -> u8 {
+        // SAFETY: `at` has checked that the place is this region's and mapped; all accesses are
+        // atomic, see the head of the type.
+        unsafe { AtomicU8::from_ptr(self.at(offset, 1)) }.load(Ordering::SeqCst)
+    }
+
+    /// Writes a byte.
+    pub fn set_u8(&self, offset: usize, value: u8) {
+        // SAFETY: as in `u8`.
+        unsafe { AtomicU8::from_ptr(self.at(offset, 1)) }.store(value, Ordering::SeqCst);
+    }
+
+    /// Reads four bytes, aligned.
+    pub fn u32(&self, offset: usize) -> u32 {
+        // SAFETY: as in `u8`; `at` checks the alignment too.
+        unsafe { AtomicU32::from_ptr(self.at(offset, 4).cast()) }.load(Ordering::SeqCst)
+    }
+
+    /// Writes four bytes, aligned.
+    pub fn set_u32(&self, offset: usize, value: u32) {
+        // SAFETY: as in `u32`.
+        unsafe { AtomicU32::from_ptr(self.at(offset, 4).cast()) }.store(value, Ordering::SeqCst);
+    }
+
+    /// Reads eight bytes, aligned.
+    pub fn u64(&self, offset: usize) -> u64 {
+        // SAFETY: as in `u32`.
+        unsafe { AtomicU64::from_ptr(self.at(offset, 8).cast()) }.load(Ordering::SeqCst)
+    }
+
+    /// Writes eight bytes, aligned.
+    pub fn set_u64(&self, offset: usize, value: u64) {
+        // SAFETY: as in `u32`.
+        unsafe { AtomicU64::from_ptr(self.at(offset, 8).cast()) }.store(value, Ordering::SeqCst);
+    }
+
+    /// Writes instructions, and makes fetches of other observers see them.
+    pub fn set_code(&self, offset: usize, words: &[u32]) {
+        for (at, word) in words.iter().enumerate() {
+            self.set_u32(offset + 4 * at, *word);
+            if (offset / 4 + at).is_multiple_of(4) || at + 1 == words.len() {
+                let line = self.at(offset + 4 * at, 4);
+                // SAFETY: cache maintenance by address of mapped memory; it changes no content.
+                // Linux lets EL0 do it (SCTLR_EL1.UCI), and so does umbra.
+                unsafe {
+                    std::arch::asm!(
+                        "dc cvau, {line}", "dsb ish", "ic ivau, {line}", "dsb ish", "isb",
+                        line = in(reg) line, options(nostack, preserves_flags)
+                    );
+                }
+            }
+        }
+    }
+
+    fn range(&self, offset: usize, bytes: usize) -> *mut libc::c_void {
+        let inside = offset
+            .checked_add(bytes)
+            .is_some_and(|end| end <= self.bytes);
+        assert!(
+            inside && (offset | bytes).is_multiple_of(PAGE),
+            "{offset:#x}"
+        );
+        self.base.wrapping_add(offset).cast()
+    }
+
+    /// Gives pages back (munmap).
+    pub fn unmap(&self, offset: usize, bytes: usize) -> std::result::Result<(), i32> {
+        let start = self.range(offset, bytes);
+        let mut gone = self.gone.borrow_mut();
+        gone.extend(offset / PAGE..(offset + bytes) / PAGE);
+        // SAFETY: the range is this region's, and from here on nothing here touches it.
+        answer(unsafe { libc::munmap(start, bytes) }).map(drop)
+    }
+
+    /// Maps fresh zeros over pages of the region, given back or not (mmap with MAP_FIXED).
+    ///
+    /// The caller lets no other mapping be made between [`Region::unmap`] and this.
+    pub fn map_again(&self, offset: usize, bytes: usize) -> std::result::Result<(), i32> {
+        let start = self.range(offset, bytes);
+        let rights = Rights::ReadWrite.bits();
+        let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let mut gone = self.gone.borrow_mut();
+        let pages = offset / PAGE..(offset + bytes) / PAGE;
+        // Where something was given back, another mapping may have come: never over that.
+        flags |= match pages.clone().any(|page| gone.contains(&page)) {
+            true => libc::MAP_FIXED_NOREPLACE,
+            false => libc::MAP_FIXED,
+        };
+        // SAFETY: the pages are this region's, or free.
+        if unsafe { libc::mmap(start, bytes, rights, flags, -1, 0) } != start {
+            answer(-1)?;
+            return Err(libc::EEXIST);
+        }
+        for page in pages {
+            gone.remove(&page);
+        }
+        Ok(())
+    }
+
+    /// Changes what pages allow (mprotect).
+    pub fn protect(&self, offset: usize, bytes: usize, to: Rights) -> std::result::Result<(), i32> {
+        // SAFETY: the range is this region's; what it allows is no concern of Rust's.
+        answer(unsafe { libc::mprotect(self.range(offset, bytes), bytes, to.bits()) }).map(drop)
+    }
+
+    /// Throws the content of pages away (MADV_DONTNEED): they read as zeros.
+    pub fn discard(&self, offset: usize, bytes: usize) -> std::result::Result<(), i32> {
+        self.advise(offset, bytes, libc::MADV_DONTNEED)
+    }
+
+    /// Asks for 2 MiB pages (MADV_HUGEPAGE). A host without them answers EINVAL.
+    pub fn prefer_huge(&self, offset: usize, bytes: usize) -> std::result::Result<(), i32> {
+        self.advise(offset, bytes, libc::MADV_HUGEPAGE)
+    }
+
+    fn advise(&self, at: usize, bytes: usize, what: libc::c_int) -> std::result::Result<(), i32> {
+        // SAFETY: the range is this region's; its content is anybody's to change, see the head.
+        answer(unsafe { libc::madvise(self.range(at, bytes), bytes, what) }).map(drop)
+    }
+
+    /// An ioctl with the bytes at `offset` as its argument. `Err` is the error number.
+    ///
+    /// As for [`ioctl`], addresses therein must lie in a region or where nothing is mapped. The
+    /// region must end at least 64 KiB behind `offset`: no call of KVM writes more.
+    pub fn ioctl(
+        &self,
+        fd: &OwnedFd,
+        request: u32,
+        offset: usize,
+    ) -> std::result::Result<u32, i32> {
+        assert!(offset + 0x1_0000 <= self.bytes, "{offset:#x}");
+        let argument = self.at(offset, 1);
+        // SAFETY: what the kernel writes lands in this region, whose content is anybody's.
+        answer(unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::c_int, argument) })
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        let (start, span) = self.whole;
+        let gone = self.gone.get_mut();
+        if gone.is_empty() {
+            // SAFETY: the mapping is this region's, and nobody can name it any more.
+            unsafe { libc::munmap(start, span) };
+        }
+        // With holes in it, others may live there: then it stays until the process ends.
+    }
+}
+
+/// A thread of this process, as signals name it.
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadId(libc::c_long);
+
+/// The calling thread.
+pub fn this_thread() -> ThreadId {
+    // SAFETY: it only answers a number.
+    ThreadId(unsafe { libc::syscall(libc::SYS_gettid) })
+}
+
+/// Interrupts the system call of a thread with a signal that does nothing else. If the thread has
+/// ended, nothing happens, or another of this process is interrupted once too often.
+pub fn interrupt(thread: ThreadId) {
+    // SAFETY: the process has a handler for the signal (`catch_kicks`), and it does nothing.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.0, SIGRTMIN()) };
 }

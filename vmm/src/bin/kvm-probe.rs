@@ -1,0 +1,95 @@
+//! kvm-probe: asks /dev/kvm questions with tiny guests and says whether the answers are Linux's.
+//!
+//! The same static file runs on Linux with KVM, which is the reference, and on umbra (`--umbra`: with
+//! the differences that `docs/abi.md` writes down). It prints `ok NAME` or `FAIL NAME: why` for each
+//! check, then `done kvm-probe`; the exit status is 0 if every check passed.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+#[cfg(all(test, not(target_arch = "aarch64")))]
+#[path = "../probe/asm.rs"]
+mod asm;
+#[cfg(target_arch = "aarch64")]
+#[path = "../probe/mod.rs"]
+mod probe;
+
+#[cfg(not(target_arch = "aarch64"))]
+fn main() -> ExitCode {
+    eprintln!("kvm-probe: this is a build for testing; virtual machines run on aarch64 only");
+    ExitCode::FAILURE
+}
+
+#[cfg(target_arch = "aarch64")]
+fn main() -> ExitCode {
+    match umbra_vmm::kvm::catch_kicks()
+        .map_err(|e| e.to_string())
+        .and_then(|()| run())
+    {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(why) => {
+            eprintln!("kvm-probe: {why}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn number(args: &mut lexopt::Parser) -> Result<u64, String> {
+    use lexopt::ValueExt;
+    args.value()
+        .and_then(|v| v.parse())
+        .map_err(|e| e.to_string())
+}
+
+/// Makes the checks that the arguments ask for; whether all passed.
+#[cfg(target_arch = "aarch64")]
+fn run() -> Result<bool, String> {
+    use lexopt::prelude::*;
+    let mut env = probe::Env {
+        umbra: false,
+        seed: 1,
+        effort: 100,
+    };
+    let (mut list, mut filters) = (false, Vec::<String>::new());
+    let mut args = lexopt::Parser::from_env();
+    let wrong = |e: lexopt::Error| e.to_string();
+    while let Some(arg) = args.next().map_err(wrong)? {
+        match arg {
+            Long("umbra") => env.umbra = true,
+            Long("list") => list = true,
+            Long("seed") => env.seed = number(&mut args)?,
+            Long("effort") => env.effort = number(&mut args)?,
+            Value(filter) => filters.push(filter.string().map_err(wrong)?),
+            Long("help") | Short('h') => {
+                println!("kvm-probe [--umbra] [--list] [--seed N] [--effort PERCENT] [FILTER…]");
+                return Ok(true);
+            }
+            other => return Err(other.unexpected().to_string()),
+        }
+    }
+    let wanted =
+        |name: &str| filters.is_empty() || filters.iter().any(|f| name.contains(f.as_str()));
+    let rows = || probe::ALL.iter().filter(|row| wanted(row.name));
+    if list {
+        rows().for_each(|row| println!("{}", row.name));
+        return Ok(true);
+    }
+    if rows().next().is_none() {
+        return Err("no check has such a name".into());
+    }
+    let mut passed = true;
+    for row in rows() {
+        match (row.check)(&env) {
+            Ok(()) => println!("ok {}", row.name),
+            Err(why) => {
+                passed = false;
+                println!("FAIL {}: {why}", row.name);
+            }
+        }
+    }
+    println!("done kvm-probe");
+    Ok(passed)
+}

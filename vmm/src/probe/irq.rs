@@ -1,0 +1,351 @@
+//! Interrupts from the VMM: lines, event descriptors; and event descriptors from the guest.
+
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::Duration;
+
+use kvm_bindings::{kvm_ioeventfd, kvm_irqfd};
+use umbra_vmm::kvm::ioctl;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::asm::{
+    Access, Asm, Cond, ICC_EOIR1_EL1, ICC_IAR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1, ICC_SRE_EL1,
+    REPORT,
+};
+use super::gic::{DIST, REDIST, machine};
+use super::guest::{Answer, Exit, Machine, Runner, Vcpu};
+use super::{Check, Env, Outcome, abi, granted, refused, same};
+
+const DOORBELL: u64 = 0x3000_0000;
+const PPI: u64 = 20;
+const SPI: u64 = 40;
+
+fn store(asm: &mut Asm, at: u64, value: u64) {
+    asm.mov(0, value).mov(1, at).access(Access::StrW, 0, 1);
+}
+
+/// Sets the GIC up for the interrupts of these checks; then reports each that WFI ends with. The
+/// interrupts stay masked in PSTATE: WFI wakes all the same, and no vector is needed.
+fn listener() -> Asm {
+    let mut asm = Asm::new();
+    asm.mov(0, 7)
+        .msr(ICC_SRE_EL1, 0)
+        .isb()
+        .mov(0, 0xf0)
+        .msr(ICC_PMR_EL1, 0);
+    asm.mov(0, 1).msr(ICC_IGRPEN1_EL1, 0).isb();
+    store(&mut asm, DIST, 0x12); // GICD_CTLR: ARE, group 1
+    store(&mut asm, REDIST + 0x14, 0); // GICR_WAKER
+    let sgi = REDIST + 0x1_0000;
+    store(&mut asm, sgi + 0x80, 0xffff_ffff); // GICR_IGROUPR0
+    store(&mut asm, sgi + 0x100, 1 << PPI);
+    store(&mut asm, DIST + 0x84, 0xffff_ffff); // GICD_IGROUPR1
+    store(&mut asm, DIST + 0xc08, 2 << (2 * (SPI - 32))); // GICD_ICFGR2: edge
+    store(&mut asm, DIST + 0x6000 + 8 * SPI, 0); // GICD_IROUTER
+    store(&mut asm, DIST + 0x104, 1 << (SPI - 32));
+    asm.dsb().mov(0, 0x1000).report(0);
+    let top = asm.here();
+    // WFI may end for nothing: the spurious INTID.
+    let real = asm
+        .wfi()
+        .mrs(0, ICC_IAR1_EL1)
+        .dsb()
+        .mov(2, 1023)
+        .cmp(0, 2)
+        .if_cond(Cond::NotEqual);
+    asm.back(top)
+        .land(real)
+        .report(0)
+        .msr(ICC_EOIR1_EL1, 0)
+        .isb()
+        .back(top);
+    asm
+}
+
+fn line(machine: &Machine, irq: u64, level: u64) -> Answer<u32> {
+    ioctl(&machine.vm, abi::IRQ_LINE, &mut (level << 32 | irq))
+}
+
+/// Runs `vcpu` on a thread of its own until it has reported `wanted`, one report after another, while
+/// `cause` is called for each from here, some time later: long enough for the guest to sleep.
+fn each_wakes(vcpu: Vcpu, wanted: &[u64], mut cause: impl FnMut(usize) -> Outcome) -> Outcome {
+    thread::scope(|scope| {
+        let (seen, reports) = std::sync::mpsc::channel();
+        let count = wanted.len();
+        let runner = Runner::spawn(scope, move || -> Outcome {
+            for _ in 0..count {
+                let report = vcpu.report()?;
+                if seen.send(report).is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        let mut go = || -> Outcome {
+            for (at, wanted) in wanted.iter().enumerate() {
+                thread::sleep(Duration::from_millis(5));
+                cause(at)?;
+                let report = reports.recv_timeout(Duration::from_secs(10));
+                let report =
+                    report.map_err(|_| format!("{wanted} was not delivered (number {at})"))?;
+                same(report, *wanted, "the interrupt")?;
+            }
+            Ok(())
+        };
+        let done = go();
+        drop(reports);
+        let ran = runner.finish()?;
+        done.and(ran)
+    })
+}
+
+fn listening() -> Check<(Machine, super::gic::Gic, Vcpu)> {
+    let (machine, gic, mut vcpus) = machine(&[listener()])?;
+    let vcpu = vcpus.pop().ok_or("no vCPU")?;
+    same(vcpu.report()?, 0x1000, "the guest's first word")?;
+    Ok((machine, gic, vcpu))
+}
+
+/// A level: it comes again until the line falls.
+pub(super) fn wfi_and_ppi(_: &Env) -> Outcome {
+    let (machine, _gic, vcpu) = listening()?;
+    let irq = abi::ppi(0, PPI);
+    each_wakes(vcpu, &[PPI, PPI, PPI], |round| match round {
+        0 | 2 => granted(line(&machine, irq, 1), "raising the line").map(drop),
+        _ => Ok(()),
+    })
+}
+
+/// An edge: each raise is one interrupt.
+pub(super) fn spi(_: &Env) -> Outcome {
+    let (machine, _gic, vcpu) = listening()?;
+    each_wakes(vcpu, &[SPI; 20], |_| {
+        granted(line(&machine, abi::spi(SPI), 1), "raising the line")?;
+        granted(line(&machine, abi::spi(SPI), 0), "lowering it").map(drop)
+    })
+}
+
+pub(super) fn line_errors(_: &Env) -> Outcome {
+    let bare = Machine::new()?;
+    let _vcpu = bare.vcpu_with(0, Asm::new().stop())?;
+    refused(
+        line(&bare, abi::spi(SPI), 1),
+        libc::ENXIO,
+        "an SPI without a GIC",
+    )?;
+    refused(
+        line(&bare, abi::ppi(0, PPI), 1),
+        libc::ENXIO,
+        "a PPI without a GIC",
+    )?;
+    let (machine, _gic, _vcpus) = machine(&[Asm::new()])?;
+    for (irq, what) in [
+        (abi::spi(31), "SPI 31"),
+        (abi::spi(96), "an SPI beyond the last"),
+        (abi::ppi(0, 15), "PPI 15"),
+        (abi::ppi(0, 32), "PPI 32"),
+        (abi::ppi(5, PPI), "a PPI of no vCPU"),
+        (7 << 24, "an interrupt of no kind"),
+    ] {
+        refused(line(&machine, irq, 1), libc::EINVAL, what)?;
+    }
+    Ok(())
+}
+
+fn irqfd_call(machine: &Machine, fd: u32, gsi: u32, flags: u32) -> Answer<u32> {
+    let mut request = kvm_irqfd {
+        fd,
+        gsi,
+        flags,
+        ..Default::default()
+    };
+    ioctl(&machine.vm, abi::IRQFD, &mut request)
+}
+
+fn event() -> Check<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK).map_err(|e| format!("eventfd: {e}"))
+}
+
+pub(super) fn irqfd(_: &Env) -> Outcome {
+    let (machine, _gic, vcpu) = listening()?;
+    let event = event()?;
+    let gsi = SPI as u32 - 32;
+    let fd = event.as_raw_fd() as u32;
+    granted(irqfd_call(&machine, fd, gsi, 0), "KVM_IRQFD")?;
+    each_wakes(vcpu, &[SPI; 20], |_| {
+        event.write(1).map_err(|e| format!("eventfd: {e}"))
+    })?;
+    granted(irqfd_call(&machine, fd, gsi, 1), "unbinding it")?;
+    let _ = event.read();
+    event.write(1).map_err(|e| format!("eventfd: {e}"))?;
+    same(
+        event.read().ok(),
+        Some(1),
+        "the event stays after unbinding",
+    )
+}
+
+pub(super) fn irqfd_errors(_: &Env) -> Outcome {
+    let (machine, _gic, _vcpus) = machine(&[Asm::new()])?;
+    let event = event()?;
+    let fd = event.as_raw_fd() as u32;
+    refused(irqfd_call(&machine, 9999, 8, 0), libc::EBADF, "no file")?;
+    let other = machine.vm.as_raw_fd() as u32;
+    refused(
+        irqfd_call(&machine, other, 8, 0),
+        libc::EINVAL,
+        "no event descriptor",
+    )?;
+    refused(
+        irqfd_call(&machine, fd, 8, 1 << 7),
+        libc::EINVAL,
+        "a flag of no meaning",
+    )?;
+    granted(irqfd_call(&machine, fd, 8, 0), "KVM_IRQFD")?;
+    refused(
+        irqfd_call(&machine, fd, 8, 0),
+        libc::EBUSY,
+        "the same again",
+    )?;
+    granted(irqfd_call(&machine, fd, 8, 1), "unbinding it")?;
+    granted(irqfd_call(&machine, fd, 8, 1), "unbinding it again")?;
+    granted(irqfd_call(&machine, fd, 8, 0), "binding it again").map(drop)
+}
+
+fn ioeventfd_call(machine: &Machine, request: kvm_ioeventfd) -> Answer<u32> {
+    let mut request = request;
+    ioctl(&machine.vm, abi::IOEVENTFD, &mut request)
+}
+
+pub(super) fn ioeventfd(_: &Env) -> Outcome {
+    let machine = Machine::new()?;
+    let mut asm = Asm::new();
+    asm.mov(1, DOORBELL);
+    for value in [5, 6, 5] {
+        asm.mov(0, value).access(Access::StrW, 0, 1);
+    }
+    asm.add(1, 1, 8).access(Access::StrB, 0, 1).str(0, 1); // any length there
+    asm.report(0);
+    asm.mov(1, DOORBELL)
+        .mov(0, 5)
+        .access(Access::StrW, 0, 1)
+        .report(0);
+    let vcpu = machine.vcpu_with(0, &asm)?;
+    let (five, any) = (event()?, event()?);
+    let request = kvm_ioeventfd {
+        datamatch: 5,
+        addr: DOORBELL,
+        len: 4,
+        fd: five.as_raw_fd(),
+        flags: 1,
+        ..Default::default()
+    };
+    granted(
+        ioeventfd_call(&machine, request),
+        "KVM_IOEVENTFD with a value",
+    )?;
+    let of_any = kvm_ioeventfd {
+        addr: DOORBELL + 8,
+        fd: any.as_raw_fd(),
+        ..Default::default()
+    };
+    granted(
+        ioeventfd_call(&machine, of_any),
+        "KVM_IOEVENTFD of any length",
+    )?;
+    let six = Exit::Write {
+        at: DOORBELL,
+        bytes: 4,
+        data: 6,
+    };
+    same(vcpu.exits()?, six, "another value")?;
+    same(vcpu.report()?, 5, "the others do not exit")?;
+    same(
+        (five.read().ok(), any.read().ok()),
+        (Some(2), Some(2)),
+        "the counts",
+    )?;
+    let remove = kvm_ioeventfd {
+        flags: 1 | 4,
+        ..request
+    };
+    granted(ioeventfd_call(&machine, remove), "removing it")?;
+    let exit = Exit::Write {
+        at: DOORBELL,
+        bytes: 4,
+        data: 5,
+    };
+    same(vcpu.exits()?, exit, "a write after that")?;
+    let end = Exit::Write {
+        at: REPORT,
+        bytes: 8,
+        data: 5,
+    };
+    same(vcpu.exits()?, end, "the end")
+}
+
+pub(super) fn ioeventfd_errors(_: &Env) -> Outcome {
+    let machine = Machine::new()?;
+    let event = event()?;
+    let good = kvm_ioeventfd {
+        addr: DOORBELL,
+        len: 4,
+        fd: event.as_raw_fd(),
+        ..Default::default()
+    };
+    let call = |request| ioeventfd_call(&machine, request);
+    refused(
+        call(kvm_ioeventfd { len: 3, ..good }),
+        libc::EINVAL,
+        "3 bytes",
+    )?;
+    refused(
+        call(kvm_ioeventfd { len: 16, ..good }),
+        libc::EINVAL,
+        "16 bytes",
+    )?;
+    refused(
+        call(kvm_ioeventfd {
+            addr: u64::MAX - 1,
+            ..good
+        }),
+        libc::EINVAL,
+        "a wrap",
+    )?;
+    refused(
+        call(kvm_ioeventfd {
+            flags: 1 << 9,
+            ..good
+        }),
+        libc::EINVAL,
+        "a flag of no meaning",
+    )?;
+    refused(
+        call(kvm_ioeventfd {
+            len: 0,
+            flags: 1,
+            ..good
+        }),
+        libc::EINVAL,
+        "a value of no length",
+    )?;
+    refused(
+        call(kvm_ioeventfd { fd: 9999, ..good }),
+        libc::EBADF,
+        "no file",
+    )?;
+    let vm = machine.vm.as_raw_fd();
+    refused(
+        call(kvm_ioeventfd { fd: vm, ..good }),
+        libc::EINVAL,
+        "no event descriptor",
+    )?;
+    refused(
+        call(kvm_ioeventfd { flags: 4, ..good }),
+        libc::ENOENT,
+        "removing what is not there",
+    )?;
+    granted(call(good), "a good one")?;
+    refused(call(good), libc::EEXIST, "the same again")?;
+    granted(call(kvm_ioeventfd { flags: 4, ..good }), "removing it").map(drop)
+}

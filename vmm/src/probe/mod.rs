@@ -1,0 +1,134 @@
+//! The checks of kvm-probe: one table, small functions, words for what was wrong.
+//!
+//! What always holds: a check makes its own VMs and leaves nothing behind, so any subset runs in any
+//! order. The answers are those of Linux on arm64; where `docs/abi.md` writes down that umbra's
+//! differs, the check asks [`Env::umbra`].
+
+pub(crate) mod abi;
+pub(crate) mod asm;
+mod events;
+mod follow;
+mod gic;
+mod guest;
+mod irq;
+mod isolation;
+mod mmio;
+mod noise;
+mod regs;
+mod run;
+mod slots;
+mod system;
+mod vcpus;
+
+/// What a step of a check comes to; the error is for people.
+pub(crate) type Check<T> = Result<T, String>;
+/// What a check comes to.
+pub(crate) type Outcome = Check<()>;
+
+/// How the checks are to be made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Env {
+    /// The written differences of umbra are right, not Linux's answers.
+    pub(crate) umbra: bool,
+    /// Where the noise begins.
+    pub(crate) seed: u64,
+    /// Rounds of the long checks, in hundredths of their own number.
+    pub(crate) effort: u64,
+}
+
+impl Env {
+    /// `rounds` as long as the caller wants it, at least one.
+    pub(crate) fn rounds(&self, rounds: u64) -> u64 {
+        (rounds * self.effort / 100).max(1)
+    }
+}
+
+/// A row of the table.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) check: fn(&Env) -> Outcome,
+}
+
+macro_rules! rows {
+    ($($module:ident: $($check:ident)+;)*) => {
+        /// Every check.
+        pub(crate) const ALL: &[Row] = &[
+            $($(Row {
+                name: concat!(stringify!($module), "/", stringify!($check)),
+                check: $module::$check,
+            },)+)*
+        ];
+    };
+}
+
+rows! {
+    system: api_version extensions run_page_size ipa_sizes unknown_ioctls bad_pointers;
+    vcpus: ids before_init bad_init differing_features init_again_resets preferred_target refused_calls;
+    slots: alignment overlap beyond_the_vm delete move_slot change delete_under_use read_only
+        read_only_walk many region2 bad_flags;
+    mmio: loads stores no_syndrome no_syndrome_exit fetch cache_operation beyond_the_vm
+        completion_at_immediate_exit;
+    run: immediate_exit signal argument system_off system_reset cpu_on psci_version mp_state;
+    regs: core floating system timers id_registers unknown sizes list bad_pointer;
+    events: external_abort external_abort_of_mmio serror serror_masked before_init bad_values;
+    gic: none created_once addresses init_order vcpu_after_init too_few_redistributors registers bad_attributes;
+    irq: wfi_and_ppi spi line_errors irqfd irqfd_errors ioeventfd ioeventfd_errors;
+    follow: remap remap_under_two discard protect_none protect_read huge_remap two_vcpus_fault big_slot rewritten_code
+        munmap_faults;
+    isolation: same_address_many_vms created_and_destroyed registers;
+    noise: ioctls vcpu_state instructions;
+}
+
+/// The name of an error number.
+pub(crate) fn errno_name(errno: i32) -> String {
+    let name = match errno {
+        libc::EPERM => "EPERM",
+        libc::ENOENT => "ENOENT",
+        libc::EINTR => "EINTR",
+        libc::EIO => "EIO",
+        libc::ENXIO => "ENXIO",
+        libc::E2BIG => "E2BIG",
+        libc::ENOEXEC => "ENOEXEC",
+        libc::EBADF => "EBADF",
+        libc::EAGAIN => "EAGAIN",
+        libc::ENOMEM => "ENOMEM",
+        libc::EFAULT => "EFAULT",
+        libc::EBUSY => "EBUSY",
+        libc::EEXIST => "EEXIST",
+        libc::ENODEV => "ENODEV",
+        libc::EINVAL => "EINVAL",
+        libc::ENOTTY => "ENOTTY",
+        libc::ENOSPC => "ENOSPC",
+        libc::ENOSYS => "ENOSYS",
+        other => return format!("error {other}"),
+    };
+    name.to_owned()
+}
+
+/// `what` must have been granted.
+pub(crate) fn granted<T>(answer: Result<T, i32>, what: &str) -> Check<T> {
+    answer.map_err(|e| format!("{what}: {}", errno_name(e)))
+}
+
+/// `what` must have been refused with `errno`.
+pub(crate) fn refused<T>(answer: Result<T, i32>, errno: i32, what: &str) -> Outcome {
+    let wanted = errno_name(errno);
+    match answer {
+        Err(seen) if seen == errno => Ok(()),
+        Err(seen) => Err(format!("{what}: {}, not {wanted}", errno_name(seen))),
+        Ok(_) => Err(format!("{what}: granted, not {wanted}")),
+    }
+}
+
+/// `seen` must be `wanted`.
+pub(crate) fn same<T: PartialEq + std::fmt::Debug>(seen: T, wanted: T, what: &str) -> Outcome {
+    if seen == wanted {
+        return Ok(());
+    }
+    Err(format!("{what}: {seen:x?}, not {wanted:x?}"))
+}
+
+/// A condition with a name.
+pub(crate) fn holds(condition: bool, what: impl FnOnce() -> String) -> Outcome {
+    if condition { Ok(()) } else { Err(what()) }
+}

@@ -1,0 +1,178 @@
+//! Questions to /dev/kvm itself, and to every kind of file at once.
+
+use kvm_bindings as kvm;
+use umbra_vmm::kvm::{ioctl_value, owned};
+
+use super::guest::{Machine, create_vm, open};
+use super::{Env, Outcome, abi, granted, holds, refused, same};
+
+pub(super) fn api_version(_: &Env) -> Outcome {
+    let kvm = open()?;
+    let version = granted(
+        ioctl_value(&kvm, abi::GET_API_VERSION, 0),
+        "KVM_GET_API_VERSION",
+    )?;
+    same(version, 12, "the version")?;
+    refused(
+        ioctl_value(&kvm, abi::GET_API_VERSION, 1),
+        libc::EINVAL,
+        "with an argument",
+    )
+}
+
+pub(super) fn extensions(_: &Env) -> Outcome {
+    let (kvm, vm) = (open()?, create_vm()?);
+    for cap in [
+        kvm::KVM_CAP_USER_MEMORY,
+        kvm::KVM_CAP_ONE_REG,
+        kvm::KVM_CAP_IMMEDIATE_EXIT,
+        kvm::KVM_CAP_READONLY_MEM,
+        kvm::KVM_CAP_ARM_PSCI_0_2,
+        kvm::KVM_CAP_DEVICE_CTRL,
+        kvm::KVM_CAP_IRQFD,
+        kvm::KVM_CAP_IOEVENTFD,
+        kvm::KVM_CAP_VCPU_EVENTS,
+        kvm::KVM_CAP_ARM_INJECT_EXT_DABT,
+        kvm::KVM_CAP_ARM_NISV_TO_USER,
+        kvm::KVM_CAP_MP_STATE,
+        kvm::KVM_CAP_SYNC_MMU,
+        kvm::KVM_CAP_USER_MEMORY2,
+        kvm::KVM_CAP_ENABLE_CAP_VM,
+    ] {
+        for (fd, what) in [(&kvm, "system"), (&vm, "VM")] {
+            let answer = granted(ioctl_value(fd, abi::CHECK_EXTENSION, cap.into()), "check")?;
+            holds(answer > 0, || {
+                format!("capability {cap} is {answer} on the {what} file")
+            })?;
+        }
+    }
+    let bits = ioctl_value(
+        &kvm,
+        abi::CHECK_EXTENSION,
+        kvm::KVM_CAP_ARM_VM_IPA_SIZE.into(),
+    );
+    let bits = granted(bits, "KVM_CAP_ARM_VM_IPA_SIZE")?;
+    holds((32..=52).contains(&bits), || {
+        format!("{bits} bits of guest address")
+    })?;
+    let slots = ioctl_value(&kvm, abi::CHECK_EXTENSION, kvm::KVM_CAP_NR_MEMSLOTS.into());
+    let slots = granted(slots, "KVM_CAP_NR_MEMSLOTS")?;
+    holds(slots >= 512, || format!("only {slots} memory slots"))?;
+    for unknown in [99_999, u64::from(u32::MAX), u64::MAX] {
+        for fd in [&kvm, &vm] {
+            same(
+                granted(ioctl_value(fd, abi::CHECK_EXTENSION, unknown), "check")?,
+                0,
+                "unknown",
+            )?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn run_page_size(_: &Env) -> Outcome {
+    let kvm = open()?;
+    let size = granted(
+        ioctl_value(&kvm, abi::GET_VCPU_MMAP_SIZE, 0),
+        "KVM_GET_VCPU_MMAP_SIZE",
+    )?;
+    holds(size >= 2352 && size % 4096 == 0, || format!("{size} bytes"))?;
+    refused(
+        ioctl_value(&kvm, abi::GET_VCPU_MMAP_SIZE, 1),
+        libc::EINVAL,
+        "with an argument",
+    )
+}
+
+pub(super) fn ipa_sizes(_: &Env) -> Outcome {
+    let kvm = open()?;
+    let limit = ioctl_value(
+        &kvm,
+        abi::CHECK_EXTENSION,
+        kvm::KVM_CAP_ARM_VM_IPA_SIZE.into(),
+    );
+    let limit = u64::from(granted(limit, "KVM_CAP_ARM_VM_IPA_SIZE")?);
+    for bits in 1..=64 {
+        let answer = ioctl_value(&kvm, abi::CREATE_VM, bits).map(owned);
+        let what = format!("a VM of {bits} bits, where the limit is {limit}");
+        match (32..=limit).contains(&bits) {
+            true => drop(granted(answer, &what)?),
+            false => refused(answer, libc::EINVAL, &what)?,
+        }
+    }
+    for kind in [0x100, 0x200 | 40, 1 << 40, u64::MAX] {
+        let answer = ioctl_value(&kvm, abi::CREATE_VM, kind).map(owned);
+        refused(answer, libc::EINVAL, &format!("a VM of type {kind:#x}"))?;
+    }
+    Ok(())
+}
+
+/// What no file knows, and what only another kind of file does.
+pub(super) fn unknown_ioctls(env: &Env) -> Outcome {
+    let kvm = open()?;
+    let machine = Machine::new()?;
+    let vcpu = machine.bare_vcpu(0)?;
+    // Linux's KVM for arm64 answers EINVAL for a number that it does not know, in all three files.
+    let unknown = if env.umbra {
+        libc::ENOTTY
+    } else {
+        libc::EINVAL
+    };
+    for (fd, name) in [(&kvm, "system"), (&machine.vm, "VM"), (&vcpu.fd, "vCPU")] {
+        for request in [0x0000_aefe, 0xc010_aeff, 0x4008_ae3f] {
+            let what = format!("ioctl {request:#x} on the {name} file");
+            refused(ioctl_value(fd, request, 0), unknown, &what)?;
+        }
+    }
+    for (fd, request, what) in [
+        (&kvm, abi::CREATE_VCPU, "KVM_CREATE_VCPU on the system file"),
+        (&kvm, abi::RUN, "KVM_RUN on the system file"),
+        (&machine.vm, abi::RUN, "KVM_RUN on the VM file"),
+        (&machine.vm, abi::CREATE_VM, "KVM_CREATE_VM on the VM file"),
+        (&vcpu.fd, abi::CREATE_VM, "KVM_CREATE_VM on the vCPU file"),
+        (
+            &vcpu.fd,
+            abi::CREATE_VCPU,
+            "KVM_CREATE_VCPU on the vCPU file",
+        ),
+    ] {
+        refused(ioctl_value(fd, request, 0), unknown, what)?;
+    }
+    Ok(())
+}
+
+/// Each call with an address where nothing is.
+pub(super) fn bad_pointers(_: &Env) -> Outcome {
+    let machine = Machine::new()?;
+    let vcpu = machine.bare_vcpu(0)?;
+    granted(vcpu.init(0), "KVM_ARM_VCPU_INIT")?;
+    let of_vm = [
+        (abi::SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION"),
+        (abi::SET_USER_MEMORY_REGION2, "KVM_SET_USER_MEMORY_REGION2"),
+        (abi::IRQFD, "KVM_IRQFD"),
+        (abi::IOEVENTFD, "KVM_IOEVENTFD"),
+        (abi::ENABLE_CAP, "KVM_ENABLE_CAP"),
+        (abi::PREFERRED_TARGET, "KVM_ARM_PREFERRED_TARGET"),
+        (abi::CREATE_DEVICE, "KVM_CREATE_DEVICE"),
+        (abi::IRQ_LINE, "KVM_IRQ_LINE"),
+    ];
+    let of_vcpu = [
+        (abi::GET_ONE_REG, "KVM_GET_ONE_REG"),
+        (abi::SET_ONE_REG, "KVM_SET_ONE_REG"),
+        (abi::GET_REG_LIST, "KVM_GET_REG_LIST"),
+        (abi::VCPU_INIT, "KVM_ARM_VCPU_INIT"),
+        (abi::GET_MP_STATE, "KVM_GET_MP_STATE"),
+        (abi::SET_MP_STATE, "KVM_SET_MP_STATE"),
+        (abi::GET_VCPU_EVENTS, "KVM_GET_VCPU_EVENTS"),
+        (abi::SET_VCPU_EVENTS, "KVM_SET_VCPU_EVENTS"),
+    ];
+    let vm = of_vm.map(|(request, name)| (&machine.vm, request, name));
+    let vcpu = of_vcpu.map(|(request, name)| (&vcpu.fd, request, name));
+    for (fd, request, name) in vm.into_iter().chain(vcpu) {
+        for address in [0, 8, 0xffff, 1 << 55, u64::MAX - 15, 0xffff_0000_0000_0000] {
+            let what = format!("{name} at {address:#x}");
+            refused(ioctl_value(fd, request, address), libc::EFAULT, &what)?;
+        }
+    }
+    Ok(())
+}

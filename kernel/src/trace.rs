@@ -31,13 +31,18 @@ const NAMES: [&str; 8] = ["-", "exit", "fault", "irq", "switch", "call", "load",
 const EVENTS: usize = 64;
 const WORDS: usize = 4;
 
+// The layout is read from outside too: xtask/src/events.rs.
+#[repr(C)]
 struct Ring {
     next: AtomicU64,
     words: [AtomicU64; EVENTS * WORDS],
 }
 
 static RINGS: [Ring; MAX_CPUS] = [const {
-    Ring { next: AtomicU64::new(0), words: [const { AtomicU64::new(0) }; EVENTS * WORDS] }
+    Ring {
+        next: AtomicU64::new(0),
+        words: [const { AtomicU64::new(0) }; EVENTS * WORDS],
+    }
 }; MAX_CPUS];
 
 /// Records an event of this CPU.
@@ -61,7 +66,9 @@ pub(crate) fn dump() {
             let words = &ring.words[at % EVENTS * WORDS..][..WORDS];
             let [time, event, a, b] = core::array::from_fn(|n| words[n].load(Ordering::Relaxed));
             let name = NAMES.get(event as usize).copied().unwrap_or("?");
-            umbra_hw::uart::print_unlocked(format_args!("umbra: event CPU {cpu} {time} {name} {a:#x} {b:#x}\n"));
+            umbra_hw::uart::print_unlocked(format_args!(
+                "umbra: event CPU {cpu} {time} {name} {a:#x} {b:#x}\n"
+            ));
         }
     }
 }

@@ -73,7 +73,7 @@ mod tests {
             names.join(","),
             format!("EVENTS:usize={EVENTS};"),
             format!("WORDS:usize={WORDS};"),
-            "structRing{next:AtomicU64,words:[AtomicU64;EVENTS*WORDS],}".to_owned(),
+            "#[repr(C)]structRing{next:AtomicU64,words:[AtomicU64;EVENTS*WORDS],}".to_owned(),
             "[umbra_hw::timer::ticks(),eventasu64,a,b]".to_owned(),
             "staticRINGS:".to_owned(),
         ] {

@@ -154,7 +154,8 @@ impl Symbols {
             let words = line.split(|c: char| !c.is_ascii_alphanumeric());
             let addresses =
                 words.filter_map(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok());
-            for name in addresses.filter_map(|pc| self.name(pc)) {
+            let names = addresses.filter_map(|pc| self.name(pc));
+            for name in names.filter(|name| !line.contains(name.as_str())) {
                 out.push_str("  ");
                 out.push_str(&name);
             }

@@ -2,7 +2,7 @@
 
 use umbra_arm64::{Descriptor, Rights};
 
-use super::config::{Regime, Stage1Config};
+use super::config::Stage1Config;
 use super::walk::Access;
 
 const AP1: u32 = 6;
@@ -31,12 +31,11 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// Adds those of one more table.
-    pub(super) fn add(&mut self, table: Descriptor, regime: Regime) {
-        let el0 = regime.has_el0();
+    /// Adds those of one more table. A regime without EL0 looks only at the first and the last.
+    pub(super) fn add(&mut self, table: Descriptor) {
         self.read_only |= flag(table, AP_TABLE_READ_ONLY);
-        self.no_el0 |= el0 && flag(table, AP_TABLE_NO_EL0);
-        self.pxn |= el0 && flag(table, PXN_TABLE);
+        self.no_el0 |= flag(table, AP_TABLE_NO_EL0);
+        self.pxn |= flag(table, PXN_TABLE);
         self.uxn |= flag(table, UXN_TABLE);
     }
 }

@@ -85,14 +85,14 @@ pub fn walk<T: Tables<Stop = Stop1>>(
         .ok_or(fault(FaultKind::Translation, Level::L0))?;
     let purpose = access.purpose;
     for _ in 0..ATTEMPTS {
-        let (leaf, limits) = descend(config, half, &root, va, purpose, tables)?;
+        let (leaf, limits) = descend(half, &root, va, purpose, tables)?;
         let marked = judge(config, &leaf, limits, access)?;
         if marked == leaf.descriptor || root.mark(&leaf, marked, purpose, tables)? {
             return Ok(mapping(config, half, &leaf, limits, marked, access));
         }
     }
     if purpose == Purpose::At {
-        let (leaf, limits) = descend(config, half, &root, va, purpose, tables)?;
+        let (leaf, limits) = descend(half, &root, va, purpose, tables)?;
         judge(config, &leaf, limits, access)?;
         return Ok(mapping(
             config,
@@ -114,7 +114,6 @@ fn is_canonical(half: &Half, root: &Root, va: Gva, fetch: bool) -> bool {
 }
 
 fn descend<T: Tables<Stop = Stop1>>(
-    config: &Stage1Config,
     half: &Half,
     root: &Root,
     va: Gva,
@@ -124,7 +123,7 @@ fn descend<T: Tables<Stop = Stop1>>(
     let mut limits = Limits::default();
     let leaf = root.descend(va.raw(), purpose, tables, |table| {
         if half.hierarchical {
-            limits.add(table, config.regime);
+            limits.add(table);
         }
     })?;
     Ok((leaf, limits))

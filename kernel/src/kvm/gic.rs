@@ -142,6 +142,8 @@ impl Gic {
         let index = vcpu.index();
         let mut hw = vcpu.hw.lock();
         let lines = timer::lines(vcpu, &hw);
+        vcpu.timers_high
+            .store(timer::high(vcpu, &hw), Ordering::Relaxed);
         if nested::routes_interrupts(&hw) {
             drop(hw);
             return self.refresh_above(vcpu, lines);

@@ -208,7 +208,13 @@ pub(super) fn sync_interface(vcpu: &Vcpu, hw: &mut Hw) -> Kicks {
         vgic::write_lr(index, 0);
     }
     hw.cpuif.vmcr = Vmcr::from_bits(vgic::read_vmcr());
-    let eois = HcrBits::from_bits(vgic::read_hcr()).eoi_count();
+    // With EOImode = 1 an end of interrupt deactivates nothing, and what does (ICC_DIR_EL1) traps: a
+    // count is then not of deactivations. (QEMU counts ends in either mode.)
+    let eois = if hw.cpuif.vmcr.eoi_mode() {
+        0
+    } else {
+        HcrBits::from_bits(vgic::read_hcr()).eoi_count()
+    };
     let kicks = vcpu.vm.gic.sync(vcpu, &hw.lrs, eois);
     hw.lrs.used = 0;
     kicks

@@ -228,8 +228,14 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
             vcpu.running_on.store(0, Ordering::SeqCst);
             return Next::Guest;
         }
+        // Somebody was woken for this CPU while the kernel worked: no timer will say so.
+        if sched::is_asked() {
+            vcpu.running_on.store(0, Ordering::SeqCst);
+            return Next::Interrupt;
+        }
         let exit = guest::run(&mut state.frame, state.hcr, &mut state.fp);
         vcpu.running_on.store(0, Ordering::SeqCst);
+        timer::resample(vcpu);
         let next = match exit {
             Exit::Irq => Next::Interrupt,
             Exit::SError { esr } => exit::serror(vcpu, state, esr),

@@ -2,6 +2,8 @@
 //! active until the guest deactivates them through a list register with the HW bit. While it is
 //! not, their deadlines matter only to a vCPU that waits.
 
+use core::sync::atomic::Ordering;
+
 use umbra_arm64::sysreg::Reg;
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::timer::{HYP_TIMER_PPI, HYP_VIRT_TIMER_PPI, PHYS_TIMER_PPI, VIRT_TIMER_PPI};
@@ -24,10 +26,7 @@ struct Timer {
 /// The timers of a vCPU. At virtual EL2 the hardware's are EL2's own, whose counters have no offset;
 /// those of EL1 are only state then, and umbra watches their deadlines.
 fn timers(vcpu: &Vcpu, hw: &Hw) -> [Option<Timer>; 4] {
-    let of_vm = vcpu
-        .vm
-        .counter_offset
-        .load(core::sync::atomic::Ordering::Acquire);
+    let of_vm = vcpu.vm.counter_offset.load(Ordering::Acquire);
     let offset = if hw.nested {
         hw.regs.get(Reg::CntvoffEl2)
     } else {
@@ -64,10 +63,7 @@ fn timers(vcpu: &Vcpu, hw: &Hw) -> [Option<Timer>; 4] {
 /// CNTVOFF_EL2 for what runs: the VM's, nothing at virtual EL2, its choice for what it runs.
 pub(super) fn hardware_offset(vcpu: &Vcpu, hw: &Hw) -> u64 {
     match (hw.nested, hw.virtual_el2) {
-        (false, _) => vcpu
-            .vm
-            .counter_offset
-            .load(core::sync::atomic::Ordering::Acquire),
+        (false, _) => vcpu.vm.counter_offset.load(Ordering::Acquire),
         (true, true) => 0,
         (true, false) => hw.regs.get(Reg::CntvoffEl2),
     }
@@ -102,6 +98,30 @@ pub(super) fn lines(vcpu: &Vcpu, hw: &Hw) -> [Option<(u32, bool)>; 4] {
     let now = umbra_hw::timer::ticks();
     timers(vcpu, hw)
         .map(|timer| timer.map(|timer| (timer.ppi, timer.due(hw).is_some_and(|due| due <= now))))
+}
+
+/// The same as a bit per PPI.
+pub(super) fn high(vcpu: &Vcpu, hw: &Hw) -> u32 {
+    lines(vcpu, hw)
+        .iter()
+        .flatten()
+        .fold(0, |bits, &(ppi, level)| bits | u32::from(level) << ppi)
+}
+
+/// After an exit: the guest may have put off or masked a timer whose interrupt lies pending in a list
+/// register, which it has to lose then.
+pub(super) fn resample(vcpu: &Vcpu) {
+    let before = vcpu.timers_high.load(Ordering::Relaxed);
+    if before == 0 {
+        return;
+    }
+    let now = high(vcpu, &vcpu.hw.lock());
+    if before & !now != 0 {
+        vcpu.timers_high.store(now, Ordering::Relaxed);
+        if vcpu.vm.gic.refresh(vcpu) {
+            vcpu.kick(request::GIC);
+        }
+    }
 }
 
 /// When the earliest fires, in nanoseconds of the scheduler's clock.

@@ -139,6 +139,8 @@ pub(super) struct Vcpu {
     pub(super) running_on: AtomicUsize,
     blocked: AtomicBool,
     runner: SpinLock<Option<Arc<Thread>>>,
+    /// Timer lines that were high when the list registers were made: a bit per PPI.
+    pub(super) timers_high: AtomicU32,
     /// The alarm for timers that no hardware watches, and when it goes off.
     alarm: SpinLock<Option<(u64, Alarm)>>,
     me: Weak<Vcpu>,
@@ -158,6 +160,7 @@ impl Vcpu {
         let page = SharedPages::new(1).ok_or(Errno::ENOMEM)?;
         Ok(Arc::new_cyclic(|me| Self {
             me: me.clone(),
+            timers_high: AtomicU32::new(0),
             alarm: SpinLock::new("vcpu alarm", 117, None),
             vm: vm.clone(),
             id,

@@ -158,6 +158,11 @@ pub(super) fn slice_end() -> Option<u64> {
     Some(this.since.load(Ordering::Relaxed) + SLICE_NS)
 }
 
+/// Whether this CPU was asked to look at its queue.
+pub(crate) fn is_asked() -> bool {
+    this().resched.load(Ordering::Acquire)
+}
+
 /// Whether another thread should have this CPU now. The caller then gives it up by [`yield_now`].
 pub(crate) fn preempt_due() -> bool {
     let this = this();

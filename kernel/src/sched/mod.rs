@@ -11,8 +11,8 @@ mod timer;
 mod wait;
 
 pub(crate) use cpu::{
-    bring_up, cpus, current, exit, idle, kick, park, preempt_due, preempt_point, request_resched,
-    start, yield_now,
+    bring_up, cpus, current, exit, idle, is_asked, kick, park, preempt_due, preempt_point,
+    request_resched, start, yield_now,
 };
 pub(crate) use mutex::{Mutex, MutexGuard};
 pub(crate) use thread::{Task, Thread, spawn};

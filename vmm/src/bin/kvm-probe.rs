@@ -2,11 +2,17 @@
 //!
 //! The same static file runs on Linux with KVM, which is the reference, and on umbra (`--umbra`: with
 //! the differences that `docs/abi.md` writes down). It prints `ok NAME` or `FAIL NAME: why` for each
-//! check, then `done kvm-probe`; the exit status is 0 if every check passed.
+//! check, then `done kvm-probe`; the exit status is 0 if every check passed. A check that hangs ends the
+//! program after `--limit` seconds.
 
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
+#[cfg(target_arch = "aarch64")]
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 #[cfg(all(test, not(target_arch = "aarch64")))]
 #[path = "../probe/asm.rs"]
@@ -44,6 +50,23 @@ fn number(args: &mut lexopt::Parser) -> Result<u64, String> {
         .map_err(|e| e.to_string())
 }
 
+/// Ends the program when a check takes longer than `limit`: a guest that hangs hangs its thread.
+#[cfg(target_arch = "aarch64")]
+fn watch(watched: Arc<Mutex<(&'static str, Instant)>>, limit: Duration) {
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_millis(500));
+            if let Ok(at) = watched.lock()
+                && at.1.elapsed() > limit
+            {
+                println!("FAIL {}: not done after {} s", at.0, limit.as_secs());
+                println!("done kvm-probe, early");
+                std::process::exit(1);
+            }
+        }
+    });
+}
+
 /// Makes the checks that the arguments ask for; whether all passed.
 #[cfg(target_arch = "aarch64")]
 fn run() -> Result<bool, String> {
@@ -53,7 +76,7 @@ fn run() -> Result<bool, String> {
         seed: 1,
         effort: 100,
     };
-    let (mut list, mut filters) = (false, Vec::<String>::new());
+    let (mut list, mut limit, mut filters) = (false, 120, Vec::<String>::new());
     let mut args = lexopt::Parser::from_env();
     let wrong = |e: lexopt::Error| e.to_string();
     while let Some(arg) = args.next().map_err(wrong)? {
@@ -61,10 +84,13 @@ fn run() -> Result<bool, String> {
             Long("umbra") => env.umbra = true,
             Long("list") => list = true,
             Long("seed") => env.seed = number(&mut args)?,
+            Long("limit") => limit = number(&mut args)?,
             Long("effort") => env.effort = number(&mut args)?,
             Value(filter) => filters.push(filter.string().map_err(wrong)?),
             Long("help") | Short('h') => {
-                println!("kvm-probe [--umbra] [--list] [--seed N] [--effort PERCENT] [FILTER…]");
+                println!(
+                    "kvm-probe [--umbra] [--list] [--seed N] [--effort PERCENT] [--limit SECONDS] [FILTER…]"
+                );
                 return Ok(true);
             }
             other => return Err(other.unexpected().to_string()),
@@ -80,8 +106,12 @@ fn run() -> Result<bool, String> {
     if rows().next().is_none() {
         return Err("no check has such a name".into());
     }
+    let limit = Duration::from_secs(limit);
+    let watched = Arc::new(Mutex::new(("", Instant::now())));
+    watch(watched.clone(), limit);
     let mut passed = true;
     for row in rows() {
+        *watched.lock().map_err(|e| e.to_string())? = (row.name, Instant::now());
         match (row.check)(&env) {
             Ok(()) => println!("ok {}", row.name),
             Err(why) => {

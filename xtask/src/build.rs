@@ -28,7 +28,7 @@ pub(crate) enum Profile {
 impl Profile {
     fn name(self) -> &'static str {
         match self {
-            Self::Release => "release",
+            Self::Release => "kernel",
             Self::Checked => "checked",
         }
     }

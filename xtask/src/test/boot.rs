@@ -164,6 +164,7 @@ impl Bench<'_> {
                 let judged = judge(&cases[0], &ended(&outcome.console));
                 Ok(vec![judged.and_then(|passed| same.map(|()| passed))])
             }
+            Work::ReferenceSuites(_) => Ok(vec![judge(&cases[0], &ended(&outcome.console))]),
             Work::Program(..) | Work::Payload(..) | Work::Linux(_) => Ok(by_part(cases, outcome)),
         }
     }
@@ -189,8 +190,14 @@ impl Bench<'_> {
     ) -> Result<Machine> {
         let file = format!("test-{name}.cpio");
         let cpus = cases[0].cpus;
-        if let Work::Reference(flavour) = &cases[0].work {
-            return self.reference(&file, *flavour, cpus, log);
+        match &cases[0].work {
+            Work::Reference(flavour) => {
+                return self.reference_guest(&file, *flavour, cpus, log);
+            }
+            Work::ReferenceSuites(suites) => {
+                return self.reference_suites(&file, suites, cpus, log);
+            }
+            Work::First(..) | Work::Program(..) | Work::Payload(..) | Work::Linux(_) => {}
         }
         let mut items = vec![
             Item::from_file("/bin/busybox", &setup::busybox(self.ws)?)?,
@@ -255,7 +262,9 @@ impl Bench<'_> {
                 items.extend(self.guest(*flavour, log)?);
                 Ok(self.guest_command(case.cpus))
             }
-            Work::First(..) | Work::Reference(_) => bail!("{} boots by itself", case.name),
+            Work::First(..) | Work::Reference(_) | Work::ReferenceSuites(_) => {
+                bail!("{} boots by itself", case.name)
+            }
         }
     }
 
@@ -282,30 +291,59 @@ impl Bench<'_> {
         )
     }
 
-    /// Linux with KVM in umbra's place, on the same machine, with the same VMM, guest and command.
-    fn reference(
+    /// On Linux with KVM: the same VMM, guest and command.
+    fn reference_guest(
         &self,
         file: &str,
         flavour: Flavour,
         cpus: u32,
         log: &mut Transcript,
     ) -> Result<Machine> {
-        let host = setup::guest_files(self.ws, Flavour::Newest)?;
-        log.used("umbra-vmm", &self.programs.vmm)?;
-        let command: Vec<String> = self
-            .guest_command(cpus)
-            .iter()
-            .map(|w| shell_word(w))
-            .collect();
         let script = format!(
             "sha256sum /bin/umbra-vmm\n{}\nstatus=$?\necho \"umbra: umbra-vmm exited $status\"\nexit $status\n",
-            command.join(" ")
+            shell_line(&self.guest_command(cpus))
         );
+        self.reference(file, &script, self.guest(flavour, log)?.into(), cpus, log)
+    }
+
+    /// On Linux with KVM: the same suites, told that it is not umbra they ask.
+    fn reference_suites(
+        &self,
+        file: &str,
+        suites: &[Case],
+        cpus: u32,
+        log: &mut Transcript,
+    ) -> Result<Machine> {
+        let mut items = vec![Item::from_file("/bin/kvm-probe", &self.tests.probe)?];
+        let mut script = String::new();
+        for case in suites {
+            let mut command = self.command(case, &mut items, log)?;
+            command.retain(|word| word != "--umbra");
+            if command.ends_with(&["--cmdline".to_owned(), "umbra".to_owned()]) {
+                command.truncate(command.len() - 2);
+            }
+            let end = case.epilogue("$?");
+            script.push_str(&format!("{}\necho \"{end}\"\n", shell_line(&command)));
+        }
+        self.reference(file, &script, items, cpus, log)
+    }
+
+    /// Linux with KVM in umbra's place, on the same machine; it runs the script.
+    fn reference(
+        &self,
+        file: &str,
+        script: &str,
+        more: Vec<Item>,
+        cpus: u32,
+        log: &mut Transcript,
+    ) -> Result<Machine> {
+        let host = setup::guest_files(self.ws, Flavour::Newest)?;
+        log.used("umbra-vmm", &self.programs.vmm)?;
         let mut items = vec![
             Item::from_file("/bin/umbra-vmm", &self.programs.vmm)?,
-            Item::text("/umbra-run", &script),
+            Item::text("/umbra-run", script),
         ];
-        items.extend(self.guest(flavour, log)?);
+        items.extend(more);
         let initrd = guest::save(self.ws, file, &guest::initramfs(self.ws, &host, &items)?)?;
         let append = format!(
             "console=ttyAMA0 panic=-1 umbra.storey=L0 umbra.do=run umbra.nonce={}",
@@ -318,6 +356,12 @@ impl Bench<'_> {
             append,
         })
     }
+}
+
+/// A command as a line of a shell script.
+fn shell_line(command: &[String]) -> String {
+    let words: Vec<String> = command.iter().map(|w| shell_word(w)).collect();
+    words.join(" ")
 }
 
 /// Judges the cases of a shared boot, in the order in which init ran them.

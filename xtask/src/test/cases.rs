@@ -51,6 +51,8 @@ pub(crate) enum Work {
     Payload(String, Vec<String>),
     /// The same VMM and guest on Linux with KVM instead of umbra.
     Reference(Flavour),
+    /// The same suites on Linux with KVM instead of umbra: what they ask, Linux answers.
+    ReferenceSuites(Vec<Case>),
 }
 
 /// One test on a booted machine.
@@ -95,9 +97,14 @@ impl Case {
         self
     }
 
+    /// Whether it is a suite of checks that runs on Linux too.
+    fn is_suite(&self) -> bool {
+        matches!(self.work, Work::Payload(..) | Work::Program(File::Probe, _))
+    }
+
     /// Whether it boots umbra.
     pub(crate) fn needs_umbra(&self) -> bool {
-        !matches!(self.work, Work::Reference(_))
+        !matches!(self.work, Work::Reference(_) | Work::ReferenceSuites(_))
     }
 
     /// Whether it shares its boot with others of its kind. A Linux guest does not: what it leaves
@@ -107,8 +114,15 @@ impl Case {
             // A boot's banner is a boot's own.
             Work::Program(..) => !self.name.starts_with("boot/"),
             Work::Payload(..) => true,
-            Work::First(..) | Work::Linux(_) | Work::Reference(_) => false,
+            Work::First(..) | Work::Linux(_) | Work::Reference(_) | Work::ReferenceSuites(_) => {
+                false
+            }
         }
+    }
+
+    /// What the reference's script says of this case when it is done.
+    pub(crate) fn epilogue(&self, status: &str) -> String {
+        format!("umbra: {} exited {status}", self.name)
     }
 }
 
@@ -118,6 +132,8 @@ pub(crate) fn all(ws: &Workspace, nonce: &str) -> Result<Vec<Case>> {
     for (name, source) in build::payload_sources(ws)? {
         cases.push(from_payload(name, &source)?);
     }
+    let suites = cases.iter().filter(|c| c.is_suite()).cloned().collect();
+    cases.push(reference_suites(suites));
     Ok(cases)
 }
 
@@ -146,7 +162,7 @@ fn fixed(nonce: &str) -> Vec<Case> {
         let expect = [outer.as_str(), &inner, "(?m)^umbra: umbra-vmm exited 0$"];
         Case::new(name, 2, Reference(flavour), 300, &expect)
     };
-    vec![
+    let mut cases = vec![
         up(1),
         up(2),
         up(4),
@@ -174,13 +190,6 @@ fn fixed(nonce: &str) -> Vec<Case> {
             "No such file or directory",
         )
         .status(1),
-        Case::new(
-            "kvm/probe",
-            2,
-            Program(Probe, vec!["--umbra"]),
-            120,
-            &suite("kvm-probe").each_ref().map(String::as_str),
-        ),
         Case::new(
             "program/first-output",
             2,
@@ -219,7 +228,45 @@ fn fixed(nonce: &str) -> Vec<Case> {
         reference("reference/linux-kvm", Flavour::Newest),
         reference("reference/linux-kvm-16k", Flavour::Pages16k)
             .full_only("a second look at the reference"),
-    ]
+    ];
+    let done = suite("kvm-probe");
+    let done = done.each_ref().map(String::as_str);
+    cases.extend(PROBES.iter().map(|group| {
+        let name = format!("kvm/{}", group.trim_end_matches('/'));
+        Case::new(&name, 2, Program(Probe, vec!["--umbra", group]), 60, &done)
+    }));
+    cases
+}
+
+/// The groups of kvm-probe's questions, as its filter takes them.
+const PROBES: [&str; 12] = [
+    "system/",
+    "vcpus/",
+    "slots/",
+    "mmio/",
+    "run/",
+    "regs/",
+    "events/",
+    "gic/",
+    "irq/",
+    "follow/",
+    "isolation/",
+    "noise/",
+];
+
+/// All suites in one boot of Linux with KVM.
+fn reference_suites(suites: Vec<Case>) -> Case {
+    let expect: Vec<String> = suites
+        .iter()
+        .map(|c| {
+            let line = regex::escape(&c.epilogue(&c.status.to_string()));
+            format!("(?m)^{line}$")
+        })
+        .collect();
+    let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
+    let name = "reference/suites-linux-kvm";
+    Case::new(name, 2, Work::ReferenceSuites(suites), 600, &expect)
+        .full_only("what Linux answers to the suites changes with the suites alone")
 }
 
 /// What a suite of checks says: at least one passed, and it came to its end.
@@ -254,7 +301,7 @@ fn from_payload(payload: String, source: &Path) -> Result<Case> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Case, Work, fixed, from_payload};
+    use super::{Case, PROBES, Work, fixed, from_payload};
     use std::collections::BTreeSet;
 
     #[test]
@@ -275,6 +322,18 @@ mod tests {
                 assert!(regex::Regex::new(pattern).is_ok(), "{name}: {pattern}");
             }
         }
+    }
+
+    #[test]
+    fn every_question_of_the_probe_is_asked() {
+        let source = include_str!("../../../vmm/src/probe/mod.rs");
+        let rows = source.split("rows! {").nth(1).unwrap();
+        let rows = rows.split('}').next().unwrap();
+        let groups: Vec<String> = rows
+            .split(';')
+            .filter_map(|row| Some(format!("{}/", row.split_once(':')?.0.trim())))
+            .collect();
+        assert_eq!(groups, PROBES);
     }
 
     #[test]

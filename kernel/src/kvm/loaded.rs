@@ -145,7 +145,8 @@ fn put_here(vcpu: &Vcpu) {
         if !hw.regs.hw.is_loaded_here() {
             return;
         }
-        let below = hw.below_loaded;
+        // A maintenance interrupt may have taken the guest hypervisor's list registers out before.
+        let below = nested::routes_interrupts(&hw);
         let ended = nested::save_interface(&mut hw);
         let kicks = if left_out(Safeguard::VgicSync) {
             Kicks::NONE

@@ -141,7 +141,7 @@ fn map_anew(memory: &Region, bytes: usize, round: u64) -> Outcome {
 }
 
 pub(super) fn remap(env: &Env) -> Outcome {
-    replace(1, 16 * PAGE, env.rounds(3000), |memory, round| {
+    replace(1, 16 * PAGE, env.rounds(1500), |memory, round| {
         map_anew(memory, PAGE, round)
     })
 }
@@ -154,7 +154,7 @@ pub(super) fn remap_under_two(env: &Env) -> Outcome {
 }
 
 pub(super) fn discard(env: &Env) -> Outcome {
-    let rounds = env.rounds(3000);
+    let rounds = env.rounds(1500);
     replace(1, 16 * PAGE, rounds, |memory, _| {
         granted(memory.discard(0, PAGE), "madvise")
     })
@@ -192,7 +192,7 @@ pub(super) fn protect_none(env: &Env) -> Outcome {
         .back_if_zero(7, top);
     asm.report(31).stop().land(closed).report(5).stop();
     with_guests(1, &machine, &asm, |wait| {
-        for round in 1..=env.rounds(1500) {
+        for round in 1..=env.rounds(1000) {
             let before = machine.ram.u64(SEEN);
             wait(&|_| machine.ram.u64(SEEN) > before + 1)?;
             granted(memory.protect(0, PAGE, Rights::None), "mprotect")?;

@@ -34,6 +34,37 @@ pub(super) fn same_address_many_vms(env: &Env) -> Outcome {
     Ok(())
 }
 
+/// What one VM wrote is not in the memory that the next one gets.
+pub(super) fn fresh_memory(env: &Env) -> Outcome {
+    const BYTES: u64 = 16 << 20;
+    // ORs together what lies in each page, and writes a pattern there.
+    let mut asm = Asm::new();
+    asm.mov(1, AT)
+        .mov(2, BYTES / 512)
+        .mov(3, 0x5ec2_e7a5_5ec2_e7a5);
+    let top = asm.here();
+    asm.ldr(4, 1).word(0xaa04_0000).str(3, 1); // orr x0, x0, x4
+    asm.add(1, 1, 512)
+        .sub(2, 2, 1)
+        .back_unless_zero(2, top)
+        .report(0);
+    for round in 0..env.rounds(8) {
+        let machine = Machine::new()?;
+        let memory = granted(Region::new(BYTES as usize), "mmap")?;
+        if round % 2 == 0 {
+            let _ = memory.prefer_huge(0, BYTES as usize);
+        }
+        granted(machine.add(&memory, AT, 0), "a slot")?;
+        let vcpu = machine.vcpu_with(0, &asm)?;
+        same(
+            vcpu.report()?,
+            0,
+            &format!("what lay in new memory, round {round}"),
+        )?;
+    }
+    Ok(())
+}
+
 pub(super) fn created_and_destroyed(env: &Env) -> Outcome {
     let once = |n: u64| -> Outcome {
         let mut asm = Asm::new();

@@ -75,7 +75,7 @@ rows! {
     irq: wfi_and_ppi spi line_errors irqfd irqfd_errors ioeventfd ioeventfd_errors;
     follow: remap remap_under_two discard protect_none protect_read huge_remap two_vcpus_fault big_slot rewritten_code
         munmap_faults;
-    isolation: same_address_many_vms created_and_destroyed registers;
+    isolation: same_address_many_vms fresh_memory created_and_destroyed registers;
     noise: ioctls vcpu_state instructions;
 }
 

@@ -45,6 +45,8 @@ pub(crate) enum Command {
 pub(crate) enum Run {
     /// A Debian kernel in a VM: umbra starts umbra-vmm, which starts the guest.
     Linux(LinuxArgs),
+    /// A Debian kernel whose KVM runs at virtual EL2, and in it a Debian guest of its own.
+    Nested(NestedArgs),
     /// A static arm64 Linux program as a process on umbra. Its exit status becomes this command's.
     Program(ProgramArgs),
 }
@@ -101,6 +103,16 @@ impl Default for LinuxArgs {
             machine,
         }
     }
+}
+
+/// Arguments of `run nested`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NestedArgs {
+    /// CPUs of the machine, and virtual CPUs of the guest hypervisor.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub(crate) cpus: u32,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
 }
 
 /// Arguments of `run program`.

@@ -20,6 +20,7 @@ mod events;
 mod guest;
 mod hash;
 mod image;
+mod nested;
 mod progress;
 mod qemu;
 mod qmp;
@@ -54,6 +55,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Run {
             what: Some(Run::Linux(args)),
         } => return run::linux(&ws, &args),
+        Command::Run {
+            what: Some(Run::Nested(args)),
+        } => return run::nested(&ws, &args),
         Command::Run {
             what: Some(Run::Program(args)),
         } => return run::program(&ws, &args),

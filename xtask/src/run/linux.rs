@@ -77,7 +77,7 @@ pub(crate) fn run(ws: &Workspace, args: &LinuxArgs) -> Result<ExitCode> {
     Ok(judge(&guest, &outcome))
 }
 
-fn to_terminal(bytes: &[u8]) {
+pub(super) fn to_terminal(bytes: &[u8]) {
     // A closed terminal is no reason to end the run: the transcript goes on.
     let mut out = std::io::stdout();
     let _ = out.write_all(bytes).and_then(|()| out.flush());

@@ -1,9 +1,11 @@
 //! `cargo xtask run`: one machine for a person to look at.
 
 mod linux;
+mod nested;
 mod program;
 
 pub(crate) use linux::{report, run as linux, vmm_command};
+pub(crate) use nested::run as nested;
 pub(crate) use program::run as program;
 
 use crate::cli::MachineArgs;

@@ -10,6 +10,7 @@ use crate::cargo::shell_word;
 use crate::guest::{self, Item};
 use crate::hash;
 use crate::image::Symbols;
+use crate::nested;
 use crate::qemu::{End, Machine, Outcome};
 use crate::run::vmm_command;
 use crate::setup::{self, Flavour, Qemu};
@@ -165,7 +166,9 @@ impl Bench<'_> {
                 Ok(vec![judged.and_then(|passed| same.map(|()| passed))])
             }
             Work::ReferenceSuites(_) => Ok(vec![judge(&cases[0], &ended(&outcome.console))]),
-            Work::Program(..) | Work::Payload(..) | Work::Linux(_) => Ok(by_part(cases, outcome)),
+            Work::Program(..) | Work::Payload(..) | Work::Linux(_) | Work::Nested(..) => {
+                Ok(by_part(cases, outcome))
+            }
         }
     }
 
@@ -197,7 +200,11 @@ impl Bench<'_> {
             Work::ReferenceSuites(suites) => {
                 return self.reference_suites(&file, suites, cpus, log);
             }
-            Work::First(..) | Work::Program(..) | Work::Payload(..) | Work::Linux(_) => {}
+            Work::First(..)
+            | Work::Program(..)
+            | Work::Payload(..)
+            | Work::Linux(_)
+            | Work::Nested(..) => {}
         }
         let mut items = vec![
             Item::from_file("/bin/busybox", &setup::busybox(self.ws)?)?,
@@ -261,6 +268,17 @@ impl Bench<'_> {
             Work::Linux(flavour) => {
                 items.extend(self.guest(*flavour, log)?);
                 Ok(self.guest_command(case.cpus))
+            }
+            Work::Nested(l1, l2) => {
+                let l1 = setup::guest_files(self.ws, *l1)?;
+                let l2 = setup::guest_files(self.ws, *l2)?;
+                log.used(&format!("L1 kernel ({})", l1.label), &l1.kernel)?;
+                log.used(&format!("L2 kernel ({})", l2.label), &l2.kernel)?;
+                let vmm = &self.programs.vmm;
+                let initrd = nested::initramfs(self.ws, (&l1, &l2), vmm, 1, self.nonce)?;
+                items.push(Item::from_file("/guest/Image", &l1.kernel)?);
+                items.push(Item::from_file("/guest/initrd", &initrd)?);
+                Ok(nested::command(case.cpus, self.nonce))
             }
             Work::First(..) | Work::Reference(_) | Work::ReferenceSuites(_) => {
                 bail!("{} boots by itself", case.name)

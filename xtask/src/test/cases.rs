@@ -2,6 +2,7 @@
 
 use crate::build;
 use crate::hash;
+use crate::nested;
 use crate::run::report;
 use crate::setup::Flavour;
 use crate::workspace::Workspace;
@@ -47,6 +48,8 @@ pub(crate) enum Work {
     First(File, Vec<&'static str>, &'static str),
     /// A Debian guest on umbra-vmm on umbra.
     Linux(Flavour),
+    /// A Debian guest hypervisor at virtual EL2, and its own guest: their kernels.
+    Nested(Flavour, Flavour),
     /// A payload, by its name, on umbra-vmm on umbra, with further options for the VMM.
     Payload(String, Vec<String>),
     /// The same VMM and guest on Linux with KVM instead of umbra.
@@ -114,9 +117,11 @@ impl Case {
             // A boot's banner is a boot's own.
             Work::Program(..) => !self.name.starts_with("boot/"),
             Work::Payload(..) => true,
-            Work::First(..) | Work::Linux(_) | Work::Reference(_) | Work::ReferenceSuites(_) => {
-                false
-            }
+            Work::First(..)
+            | Work::Linux(_)
+            | Work::Nested(..)
+            | Work::Reference(_)
+            | Work::ReferenceSuites(_) => false,
         }
     }
 
@@ -155,6 +160,11 @@ fn fixed(nonce: &str) -> Vec<Case> {
         expect.extend(more.iter().map(|e| (*e).to_owned()));
         let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
         Case::new(name, cpus, Linux(flavour), 240, &expect)
+    };
+    let two_storeys = |name: &str, cpus: u32, l1: Flavour, l2: Flavour| {
+        let expect = nested::expectations(cpus, 1, nonce);
+        let expect = expect.each_ref().map(String::as_str);
+        Case::new(name, cpus, Work::Nested(l1, l2), 300, &expect)
     };
     let reference = |name: &str, flavour: Flavour| {
         let outer = format!("(?m)^umbra: storey=L0 cpus=2 mem=\\d+MiB nonce={nonce}$");
@@ -225,6 +235,9 @@ fn fixed(nonce: &str) -> Vec<Case> {
             &["(?m)^umbra: page=16KiB "],
         ),
         linux("linux/4cpu", 4, Flavour::Newest, &[]).full_only("four CPUs on two cores are slow"),
+        two_storeys("nested/1cpu", 1, Flavour::Newest, Flavour::Newest),
+        two_storeys("nested/2cpu", 2, Flavour::Newest, Flavour::Newest)
+            .full_only("the same with a second virtual CPU"),
         reference("reference/linux-kvm", Flavour::Newest),
         reference("reference/linux-kvm-16k", Flavour::Pages16k)
             .full_only("a second look at the reference"),

@@ -1,0 +1,74 @@
+//! `run nested`: umbra, on it a Debian kernel with KVM at virtual EL2, in it a Debian guest.
+
+use super::{TIMED_OUT, linux::to_terminal};
+use crate::bootargs::BootArgs;
+use crate::build::{self, Profile};
+use crate::cli::NestedArgs;
+use crate::guest::{self, Item};
+use crate::image::Symbols;
+use crate::nested;
+use crate::progress::{note, step};
+use crate::qemu::{End, Machine};
+use crate::setup::{self, Flavour};
+use crate::transcript::Transcript;
+use crate::workspace::Workspace;
+use anyhow::Result;
+use std::process::ExitCode;
+
+/// Runs it; status 0 only when both storeys reported this run's nonce and everything ended with 0.
+pub(crate) fn run(ws: &Workspace, args: &NestedArgs) -> Result<ExitCode> {
+    setup::for_build(ws)?;
+    let qemu = setup::qemu(ws, args.machine.qemu.as_deref())?;
+    let debian = setup::guest_files(ws, Flavour::Newest)?;
+    let nonce = guest::nonce()?;
+    let kernel = step("build umbra", || build::kernel(ws, Profile::Release))?;
+    let programs = step("build init and umbra-vmm", || build::programs(ws))?;
+    let l1 = nested::initramfs(ws, (&debian, &debian), &programs.vmm, 1, &nonce)?;
+    let items = [
+        Item::from_file("/init", &programs.init)?,
+        Item::from_file("/bin/umbra-vmm", &programs.vmm)?,
+        Item::from_file("/guest/Image", &debian.kernel)?,
+        Item::from_file("/guest/initrd", &l1)?,
+    ];
+    let machine = Machine {
+        cpus: args.cpus,
+        kernel: kernel.image,
+        initrd: guest::save(ws, "nested.cpio", &guest::initrd(&items)?)?,
+        append: BootArgs::new("/init", nested::command(args.cpus, &nonce)).render()?,
+    };
+    let mut log = Transcript::new(ws, "nested")?;
+    log.used("umbra-vmm", &programs.vmm)?;
+    log.used(
+        &format!("L1 and L2 kernel ({})", debian.label),
+        &debian.kernel,
+    )?;
+    note(&format!("L1 and L2: {}; {}", debian.label, qemu.version));
+    let symbols = Symbols::read(&kernel.elf)?;
+    let outcome = machine.run(&qemu, &mut log, args.machine.limit(), &symbols, to_terminal)?;
+    note(&format!("transcript: {}", ws.show(log.path())));
+    match &outcome.end {
+        End::TimedOut(state) => {
+            eprintln!(
+                "xtask: the time limit came after {:.0} s\n{state}",
+                outcome.seconds
+            );
+            return Ok(ExitCode::from(TIMED_OUT));
+        }
+        End::Exited(Some(0)) => {}
+        End::Exited(status) => {
+            eprintln!("xtask: failed: status {status:?}");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    for expected in nested::expectations(args.cpus, 1, &nonce) {
+        if !regex::Regex::new(&expected)?.is_match(&outcome.console) {
+            eprintln!("xtask: failed: {expected:?} is not in the console");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    note(&format!(
+        "{} ran as L1 and as L2 on umbra; {:.0} s",
+        debian.label, outcome.seconds
+    ));
+    Ok(ExitCode::SUCCESS)
+}

@@ -131,6 +131,16 @@ umbra_user_cas64:
     ret
     fixup   1b, umbra_fault
 
+    // umbra_translate_stage1(va): AT S1E1R. An external abort on the walk is taken at EL2.
+    .global umbra_translate_stage1
+umbra_translate_stage1:
+1:  at      s1e1r, x0
+    isb
+    mov     x0, #0
+    mov     x1, #0
+    ret
+    fixup   1b, umbra_fault
+
     // The handler put FAR_EL2 in x0 and ESR_EL2 in x1.
 umbra_fault:
     msr     pan, #1
@@ -152,6 +162,7 @@ unsafe extern "C" {
     fn umbra_user_load(out: *mut u64, addr: u64, log2: u64) -> Raw;
     fn umbra_user_cas32(out: *mut u32, addr: u64, expected: u32, new: u32) -> Raw;
     fn umbra_user_cas64(out: *mut u64, addr: u64, expected: u64, new: u64) -> Raw;
+    fn umbra_translate_stage1(va: u64) -> Raw;
     static __fixups_start: [u64; 2];
     static __fixups_end: [u64; 2];
 }
@@ -241,6 +252,14 @@ pub fn compare_exchange_u64(addr: Hva, expected: u64, new: u64) -> Result<u64, F
     // SAFETY: as for `copy_in`.
     unsafe { umbra_user_cas64(&mut out, addr.raw(), expected, new) }.result()?;
     Ok(out)
+}
+
+/// AT S1E1R for the guest that is loaded; PAR_EL1 has the answer. Returns false where the walk met an
+/// external abort.
+pub(crate) fn translate_stage1(va: u64) -> bool {
+    // SAFETY: reads tables through the guest's own translation and writes PAR_EL1, which the caller
+    // keeps; an abort on the way lands at the fix-up, with a syndrome that is never zero.
+    unsafe { umbra_translate_stage1(va) }.esr == 0
 }
 
 /// Where to resume after an abort at `pc`, if the instruction there has a fix-up.

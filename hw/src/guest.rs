@@ -6,7 +6,7 @@
 //! asks that CPU for a [`save`](VcpuRegs::save).
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use umbra_arm64::Pa;
 
@@ -219,7 +219,26 @@ pub fn unload_vttbr(vttbr: u64) {
 /// The registers that have a place in the VNCR page (Arm ARM D8.11, FEAT_NV2), at their offsets:
 /// what NV2 redirects there for a guest hypervisor is where umbra keeps it for every vCPU.
 #[repr(C, align(4096))]
-struct VncrPage([u64; 512]);
+struct VncrPage([AtomicU64; 512]);
+
+impl VncrPage {
+    fn zeroed() -> Box<Self> {
+        Box::new(Self([const { AtomicU64::new(0) }; 512]))
+    }
+
+    /// The word at a byte offset. Hardware writes the page too while its guest runs: hence atomics.
+    fn word(&self, offset: u16) -> &AtomicU64 {
+        &self.0[usize::from(offset / 8) % 512]
+    }
+
+    fn get(&self, offset: u16) -> u64 {
+        self.word(offset).load(Ordering::Relaxed)
+    }
+
+    fn set(&self, offset: u16, value: u64) {
+        self.word(offset).store(value, Ordering::Relaxed);
+    }
+}
 
 /// Registers without a place in the VNCR page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -366,7 +385,7 @@ impl VcpuRegs {
     /// All zero, loaded nowhere.
     pub fn new() -> Self {
         Self {
-            page: Box::new(VncrPage([0; 512])),
+            page: VncrPage::zeroed(),
             hyp: None,
             virtual_el2: false,
             extra: [0; EXTRAS],
@@ -404,7 +423,7 @@ impl VcpuRegs {
             self.loaded_on().is_none() || self.is_loaded_here() || !is_live(offset),
             "registers read while loaded elsewhere"
         );
-        self.page.0[usize::from(offset / 8) % 512]
+        self.page.get(offset)
     }
 
     /// Sets the register at a VNCR offset, in hardware too if loaded here.
@@ -416,7 +435,7 @@ impl VcpuRegs {
             self.is_loaded_here() || self.loaded_on().is_none(),
             "registers written while loaded elsewhere"
         );
-        self.page.0[usize::from(offset / 8) % 512] = value;
+        self.page.set(offset, value);
     }
 
     /// The EL2 register of the guest that lives in the EL1 register at this VNCR offset while the
@@ -429,9 +448,7 @@ impl VcpuRegs {
                 read_live(offset)
             };
         }
-        self.hyp
-            .as_ref()
-            .map_or(0, |page| page.0[usize::from(offset / 8) % 512])
+        self.hyp.as_ref().map_or(0, |page| page.get(offset))
     }
 
     /// Sets such a register, in hardware too if loaded here.
@@ -443,8 +460,8 @@ impl VcpuRegs {
                 write_live(offset, value);
             }
         }
-        let page = self.hyp.get_or_insert_with(|| Box::new(VncrPage([0; 512])));
-        page.0[usize::from(offset / 8) % 512] = value;
+        let page = self.hyp.get_or_insert_with(VncrPage::zeroed);
+        page.set(offset, value);
     }
 
     fn is_live_extra(&self, which: Extra) -> bool {
@@ -480,10 +497,10 @@ impl VcpuRegs {
         self.pauth = machine.pauth;
         self.virtual_el2 = machine.virtual_el2;
         if machine.virtual_el2 {
-            self.hyp.get_or_insert_with(|| Box::new(VncrPage([0; 512])));
+            self.hyp.get_or_insert_with(VncrPage::zeroed);
         }
         let cntkctl = match &self.hyp {
-            Some(hyp) if machine.virtual_el2 => hyp.0[usize::from(CNTHCTL / 8)],
+            Some(hyp) if machine.virtual_el2 => hyp.get(CNTHCTL),
             _ => self.extra[Extra::Cntkctl as usize],
         };
         let bank = match &self.hyp {
@@ -496,7 +513,7 @@ impl VcpuRegs {
             insn!("dsb nsh");
             macro_rules! load {
                 ($offset:literal, $name:literal) => {
-                    msr!($name, bank.0[$offset / 8]);
+                    msr!($name, bank.get($offset));
                 };
             }
             el1_registers!(load);
@@ -540,7 +557,7 @@ impl VcpuRegs {
         };
         macro_rules! save {
             ($offset:literal, $name:literal) => {
-                bank.0[$offset / 8] = mrs!($name);
+                bank.set($offset, mrs!($name));
             };
         }
         if !left_out(Safeguard::El1Registers) {
@@ -555,7 +572,7 @@ impl VcpuRegs {
         extra_registers!(save_extra);
         if let (true, Some(hyp)) = (self.virtual_el2, &mut self.hyp) {
             // What stood in CNTKCTL_EL1 was CNTHCTL_EL2's.
-            hyp.0[usize::from(CNTHCTL / 8)] = self.extra[Extra::Cntkctl as usize];
+            hyp.set(CNTHCTL, self.extra[Extra::Cntkctl as usize]);
             self.extra[Extra::Cntkctl as usize] = cntkctl;
         }
         if self.pauth {
@@ -684,15 +701,10 @@ pub fn translate_stage1(va: u64, hcr: u64) -> Option<umbra_arm64::Ipa> {
     let old = percpu::this().hcr.get();
     set_hcr(hcr);
     let par_before = mrs!("s3_0_c7_c4_0");
-    // SAFETY: AT reads tables through the guest's own translation and writes PAR_EL1 only; PAR_EL1
-    // is restored below.
-    unsafe {
-        insn!("at s1e1r, {}", va);
-        insn!("isb");
-    }
+    let walked = crate::copy::translate_stage1(va);
     let par = mrs!("s3_0_c7_c4_0");
     // SAFETY: as above.
     unsafe { msr!("s3_0_c7_c4_0", par_before) };
     set_hcr(old);
-    (par & 1 == 0).then(|| umbra_arm64::Ipa::new(par & 0x000f_ffff_ffff_f000))
+    (walked && par & 1 == 0).then(|| umbra_arm64::Ipa::new(par & 0x000f_ffff_ffff_f000))
 }

@@ -103,16 +103,6 @@ pub(crate) fn release(pa: Pa) -> Released {
     with(|frames| frames.release(pa))
 }
 
-/// Adds a reference to a block.
-pub(crate) fn hold(pa: Pa) {
-    with(|frames| frames.hold(pa));
-}
-
-/// References to a block.
-pub(crate) fn references(pa: Pa) -> u64 {
-    with(|frames| frames.references(pa))
-}
-
 /// Makes a block single frames.
 pub(crate) fn split(pa: Pa) {
     with(|frames| frames.split(pa));

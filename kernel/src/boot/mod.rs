@@ -53,16 +53,11 @@ pub(crate) fn primary(device_tree: Pa) -> ! {
     }
 
     let mut reserved = machine.reserved.clone();
-    for range in [
-        Some(umbra_hw::image()),
-        Some((device_tree, u64::from(size))),
-        machine.initrd,
-    ] {
-        if let Some(range) = range {
-            reserved
-                .push(range)
-                .expect("the tree names few reservations");
-        }
+    let loaded = [umbra_hw::image(), (device_tree, u64::from(size))];
+    for range in loaded.into_iter().chain(machine.initrd) {
+        reserved
+            .push(range)
+            .expect("the tree names few reservations");
     }
     mem::init(&machine.ram, &reserved);
     let (free, total) = mem::frame_counts();

@@ -54,11 +54,6 @@ impl EventFd {
         sinks.push(sink);
     }
 
-    /// No longer tells `sink`.
-    pub(crate) fn unwatch(&self, sink: &Weak<dyn EventSink>) {
-        self.sinks.lock().retain(|other| !other.ptr_eq(sink));
-    }
-
     fn tell(&self) {
         self.queue.wake_all();
         let sinks: Vec<_> = {

@@ -124,8 +124,6 @@ fn map(vcpu: &Arc<Vcpu>, ipa: Ipa, slot: Slot, write: bool, exec: bool, kind: St
         Ok(Ok(()) | Err(NotMapped::Retry)) => Next::Guest,
         Ok(Err(NotMapped::NoMemory)) | Err(MmFault::NoMemory) => Next::Fail(Errno::ENOMEM),
         // Linux answers EFAULT where the VMM's mapping does not allow it, and tells where.
-        Err(MmFault::NotMapped | MmFault::NotAllowed | MmFault::BeyondFile) => {
-            Next::Fail(Errno::EFAULT)
-        }
+        Err(MmFault::NotMapped | MmFault::NotAllowed | MmFault::BeyondFile) => memory_fault(ipa),
     }
 }

@@ -14,7 +14,7 @@ use umbra_vgic::{
     Access, Affinity, Config, Frame, Kicks, LrFile, Placement, Refusal, SgiRegister, Vgic, Vtr,
 };
 
-use super::vcpu::{Hw, Vcpu, request};
+use super::vcpu::{Vcpu, request};
 use super::vm::{Vm, abi};
 use super::{loaded, nested, timer};
 use crate::file::Call;
@@ -72,7 +72,7 @@ impl Gic {
             .iter()
             .map(|vcpu| {
                 let mpidr = vcpu.mpidr();
-                Affinity((mpidr & 0xff_ffff) as u32 | (mpidr >> 32 & 0xff) as u32 * (1 << 24))
+                Affinity((mpidr & 0xff_ffff) as u32 | ((mpidr >> 32 & 0xff) as u32) << 24)
             })
             .collect();
         let vtr = Vtr::from_bits(umbra_hw::vgic::vtr());
@@ -91,7 +91,9 @@ impl Gic {
         let nested = vm.is_nested();
         for vcpu in 0..affinities.len() {
             for (ppi, physical) in timer::links(nested) {
-                vgic.link_physical(vcpu, ppi, Some(physical))
+                // Nobody runs yet: nobody is to be kicked.
+                let _ = vgic
+                    .link_physical(vcpu, ppi, Some(physical))
                     .map_err(|_| Errno::EINVAL)?;
             }
         }

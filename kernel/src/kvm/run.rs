@@ -166,6 +166,8 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
             exit.write_to(page);
             match exit {
                 VmmExit::Intr => Err(Errno::EINTR),
+                // As on Linux: the exit says where, the error that it is one.
+                VmmExit::MemoryFault { .. } => Err(Errno::EFAULT),
                 _ => Ok(0),
             }
         }

@@ -12,7 +12,7 @@ use umbra_abort::World;
 use umbra_arm64::idreg::IdRegs;
 use umbra_arm64::sysreg::{Features, Identity};
 use umbra_hw::fp::FpState;
-use umbra_hw::guest::{Extra, Frame, HwPstate};
+use umbra_hw::guest::{Frame, HwPstate};
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
 use umbra_kvm_abi::Ioctl;
@@ -368,11 +368,6 @@ impl Vcpu {
         if hw.regs.hw.is_loaded_here() {
             hw.regs.hw.save_el0();
         }
-    }
-
-    /// The guest's SP_EL0, for ONE_REG.
-    pub(super) fn sp_el0(&self) -> u64 {
-        self.hw.lock().regs.hw.extra(Extra::SpEl0)
     }
 }
 

@@ -54,18 +54,6 @@ impl Mm {
         self.retry(Prot::READ, || copy::load(from, log2))
     }
 
-    /// Compare-and-exchange of an aligned 32-bit word; returns what was there.
-    pub(crate) fn compare_exchange_u32(
-        &self,
-        at: Hva,
-        expected: u32,
-        new: u32,
-    ) -> Result<u32, Errno> {
-        self.retry(Prot::WRITE, || {
-            copy::compare_exchange_u32(at, expected, new)
-        })
-    }
-
     /// Compare-and-exchange of an aligned 64-bit word; returns what was there.
     pub(crate) fn compare_exchange_u64(
         &self,

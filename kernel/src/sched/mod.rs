@@ -11,10 +11,10 @@ mod timer;
 mod wait;
 
 pub(crate) use cpu::{
-    bring_up, cpus, current, exit, idle, is_asked, kick, park, preempt_due, preempt_point,
+    bring_up, cpus, current, idle, is_asked, kick, park, preempt_due, preempt_point,
     request_resched, start, yield_now,
 };
-pub(crate) use mutex::{Mutex, MutexGuard};
+pub(crate) use mutex::Mutex;
 pub(crate) use thread::{Task, Thread, spawn};
 pub(crate) use timer::{Alarm, Due, alarm, cancel, expire, now};
 pub(crate) use wait::{WaitQueue, Waited};

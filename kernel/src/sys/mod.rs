@@ -21,6 +21,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use umbra_linux::Errno;
 
 use crate::proc::Context;
+use crate::trace::{self, Event};
 
 /// How a call ended.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +61,7 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
     let [x0, x1, x2, x3, x4, x5, ..] = context.frame.x;
     let a: Args = [x0, x1, x2, x3, x4, x5];
     let number = context.frame.x[8];
+    trace::record(Event::Call, number, x0);
     let call = &context.call;
     // include/uapi/asm-generic/unistd.h
     let result = match number {

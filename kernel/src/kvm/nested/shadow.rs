@@ -16,6 +16,8 @@ use umbra_stage2::{Attrs, Config, Geometry, MapError, Mapped, S2, Shadow};
 use super::super::memory::{Machine, NotMapped, give_vmid, invalidate_under, take_vmid};
 use crate::mem::TablePages;
 
+/// Places at which shadows may map one piece of the VM.
+const PLACES: usize = 64;
 /// Contexts that a VM keeps.
 const BUDGET: usize = 64;
 
@@ -178,8 +180,21 @@ impl Shadows {
             }
         }
         let places = self.reverse.entry(ipa.raw()).or_default();
-        if !places.contains(&(bytes, id, at)) {
-            places.push((bytes, id, at));
+        if places.contains(&(bytes, id, at)) {
+            umbra_hw::tlb::publish();
+            return Ok(());
+        }
+        // A guest hypervisor that maps one page everywhere pays for it with new faults.
+        let crowd = if places.len() >= PLACES {
+            core::mem::take(places)
+        } else {
+            Vec::new()
+        };
+        places.push((bytes, id, at));
+        for (bytes, id, at) in crowd {
+            if let Some(context) = self.find(id) {
+                context.evict(at, bytes);
+            }
         }
         self.largest = self.largest.max(bytes);
         umbra_hw::tlb::publish();

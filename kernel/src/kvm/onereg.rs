@@ -7,6 +7,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
+use umbra_abort::World;
 use umbra_arm64::Hva;
 use umbra_arm64::idreg::cache;
 use umbra_arm64::sysreg::{Reg, SysReg};
@@ -16,6 +17,7 @@ use umbra_kvm_abi::reg_list::{Place, places, resolve};
 use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_PSCI_0_2, VcpuFeatures};
 use umbra_linux::Errno;
 
+use super::nested;
 use super::sysreg::shown_id_regs;
 use super::vcpu::{State, Vcpu, request};
 use super::vm::abi;
@@ -157,7 +159,7 @@ fn read_core(vcpu: &Vcpu, state: &mut State, reg: CoreReg) -> u64 {
     match reg {
         CoreReg::X(n) => state.frame.x.get(usize::from(n)).copied().unwrap_or(0),
         CoreReg::Pc => state.frame.pc,
-        CoreReg::Pstate => state.frame.pstate().raw(),
+        CoreReg::Pstate => nested::shown_pstate(state),
         CoreReg::Fpsr => state.fp.regs().fpsr,
         CoreReg::Fpcr => state.fp.regs().fpcr,
         // No AArch32, so nothing is ever banked there; the others were answered above.
@@ -177,9 +179,13 @@ fn write_core(vcpu: &Vcpu, state: &mut State, reg: CoreReg, value: u64) -> Resul
             }
         }
         CoreReg::Pc => state.frame.pc = value,
-        CoreReg::Pstate => state
-            .frame
-            .set_pstate(HwPstate::new(value).ok_or(Errno::EINVAL)?),
+        CoreReg::Pstate => {
+            let pstate = match state.world {
+                World::VirtualEl2 => nested::hardware_pstate(value),
+                World::Plain | World::Nested => HwPstate::new(value),
+            };
+            state.frame.set_pstate(pstate.ok_or(Errno::EINVAL)?);
+        }
         CoreReg::Fpsr => state.fp.regs().fpsr = value,
         CoreReg::Fpcr => state.fp.regs().fpcr = value,
         CoreReg::Spsr(_) | CoreReg::Sp | CoreReg::SpEl1 | CoreReg::ElrEl1 | CoreReg::V(_) => {}

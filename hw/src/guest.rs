@@ -128,6 +128,25 @@ pub fn run(frame: &mut Frame, hcr: u64, fp: &mut fp::FpState) -> Exit {
     }
 }
 
+/// HCR_EL2.VSE: a virtual SError waits for the guest to unmask it.
+pub const HCR_VSE: u64 = 1 << 8;
+
+/// Sets the syndrome of the virtual SError (VSESR_EL2; only with FEAT_RAS).
+pub fn set_serror_syndrome(iss: u64) {
+    // SAFETY: what a guest finds in ESR_EL1; nothing of umbra's.
+    unsafe { msr!("s3_4_c5_c2_3", iss & 0x1ff_ffff) };
+}
+
+/// Whether the virtual SError that the last entry offered waits still.
+pub fn serror_waits() -> bool {
+    mrs!("hcr_el2") & HCR_VSE != 0
+}
+
+/// Before this CPU waits: a virtual SError would end the wait.
+pub fn withdraw_serror() {
+    set_hcr(percpu::this().hcr.get() & !HCR_VSE);
+}
+
 /// From now on traps FP use of what runs on this CPU, as a guest hypervisor asks for its guest.
 pub fn trap_fp(trap: bool) {
     percpu::this().guest_fp_trap.set(trap);

@@ -75,6 +75,11 @@ impl Gic {
                 Affinity((mpidr & 0xff_ffff) as u32 | ((mpidr >> 32 & 0xff) as u32) << 24)
             })
             .collect();
+        // Linux grants a GIC to a VM without vCPUs, which can then get none.
+        if affinities.is_empty() {
+            self.ready.store(true, Ordering::Release);
+            return Ok(());
+        }
         let vtr = Vtr::from_bits(umbra_hw::vgic::vtr());
         let mut vgic = Vgic::new(&Config {
             nr_irqs,

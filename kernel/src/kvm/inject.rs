@@ -4,8 +4,8 @@ use alloc::sync::Arc;
 
 use umbra_abort::World;
 use umbra_arm64::sysreg::Reg;
-use umbra_arm64::{Esr, Gva, Ipa, Level};
-use umbra_hw::guest::HwPstate;
+use umbra_arm64::{Gva, Ipa, Level};
+use umbra_hw::guest::{HCR_VSE, HwPstate};
 
 use super::nested;
 use super::vcpu::{Hw, State, Vcpu};
@@ -16,7 +16,6 @@ const EC_INSTRUCTION_ABORT_LOWER: u64 = 0x20;
 const EC_INSTRUCTION_ABORT: u64 = 0x21;
 const EC_DATA_ABORT_LOWER: u64 = 0x24;
 const EC_DATA_ABORT: u64 = 0x25;
-const EC_SERROR: u64 = 0x2f;
 const IL: u64 = 1 << 25;
 const FSC_EXTERNAL: u64 = 0x10;
 const FSC_EXTERNAL_ON_WALK: u64 = 0x14;
@@ -26,7 +25,6 @@ const FSC_EXCLUSIVE: u64 = 0x35;
 #[derive(Clone, Copy)]
 enum Kind {
     Sync = 0x000,
-    SError = 0x180,
 }
 
 fn from_el0(state: &State) -> bool {
@@ -159,16 +157,16 @@ pub(super) fn pending(vcpu: &Arc<Vcpu>, state: &mut State) {
         let far = Gva::new(state.last_far);
         external_abort(vcpu, state, false, far, None);
     }
-    // An SError waits until it is unmasked.
-    const A: u64 = 1 << 8;
-    if let Some(syndrome) = state.pending_serror
-        && state.frame.pstate().raw() & A == 0
-    {
-        state.pending_serror = None;
-        // Without a syndrome of the VMM's: IMPLEMENTATION DEFINED (IDS).
-        let iss = syndrome.map_or(1 << 24, u64::from);
-        let esr = Esr::new(EC_SERROR << 26 | IL | iss & 0x1ff_ffff);
-        take(&mut vcpu.hw.lock(), state, Kind::SError, esr.raw(), None);
+    // Hardware holds a virtual SError until the guest unmasks it.
+    match state.pending_serror {
+        Some(syndrome) => {
+            if state.features.ras {
+                // Without a syndrome of the VMM's: IMPLEMENTATION DEFINED (IDS).
+                umbra_hw::guest::set_serror_syndrome(syndrome.map_or(1 << 24, u64::from));
+            }
+            state.hcr |= HCR_VSE;
+        }
+        None => state.hcr &= !HCR_VSE,
     }
 }
 

@@ -36,6 +36,7 @@ pub(super) fn here() -> Option<Arc<Vcpu>> {
 pub(crate) fn before_wait() {
     vgic::write_hcr(0);
     INTERFACE_OFF[umbra_hw::cpu()].store(true, Ordering::Relaxed);
+    umbra_hw::guest::withdraw_serror();
 }
 
 /// Another CPU asked for what is loaded here.

@@ -144,6 +144,9 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
     }
     if !state.started {
         onereg::adopt_id_regs(vcpu, &mut state);
+        if !vcpu.vm.gic.is_initialised() {
+            without_gic(vcpu, &mut state);
+        }
         device::check_before_run(&vcpu.vm)?;
         let ctr = state.id_regs.get(SysReg::CTR_EL0);
         state.hcr = hcr(state.init.unwrap_or_default(), state.world, ctr);
@@ -178,6 +181,16 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
     }
 }
 
+/// A VM without a GIC in the kernel: its ID registers show none, and the CPU interface's registers
+/// trap and are undefined (ICH_HCR_EL2.TC, TALL0, TALL1).
+fn without_gic(vcpu: &Vcpu, state: &mut State) {
+    const GIC: u64 = 0xf << 24;
+    let shown = state.id_regs.get(SysReg::ID_AA64PFR0_EL1);
+    state.id_regs.set(SysReg::ID_AA64PFR0_EL1, shown & !GIC);
+    state.features = state.id_regs.features();
+    vcpu.hw.lock().ich_hcr = 1 << 10 | 1 << 11 | 1 << 12;
+}
+
 fn turns(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
     loop {
         if call.thread.signal_pending() {
@@ -198,6 +211,8 @@ fn turns(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
                     sched::yield_now();
                 }
             }
+            // A virtual SError ends a wait, masked or not.
+            Next::Wait if state.pending_serror.is_some() => {}
             Next::Wait => wait(vcpu, call),
             leave @ (Next::Vmm(_) | Next::Fail(_)) => return leave,
         }
@@ -237,6 +252,10 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
         }
         let exit = guest::run(&mut state.frame, state.hcr, &mut state.fp);
         vcpu.running_on.store(0, Ordering::SeqCst);
+        if state.hcr & guest::HCR_VSE != 0 && !guest::serror_waits() {
+            state.hcr &= !guest::HCR_VSE;
+            state.pending_serror = None;
+        }
         timer::resample(vcpu);
         let next = match exit {
             Exit::Irq => Next::Interrupt,

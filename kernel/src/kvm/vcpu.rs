@@ -502,6 +502,9 @@ impl File for VcpuFile {
             }
             r if r == ioctl::KVM_GET_VCPU_EVENTS.raw() => {
                 let state = vcpu.state.lock();
+                if state.init.is_none() {
+                    return Err(Errno::ENOEXEC);
+                }
                 let events = VcpuEvents {
                     serror_pending: state.pending_serror.is_some().into(),
                     serror_has_esr: matches!(state.pending_serror, Some(Some(_))).into(),

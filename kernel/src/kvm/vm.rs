@@ -51,6 +51,8 @@ pub(super) struct Vm {
     pub(super) vttbr: u64,
     pub(super) vcpus: SpinLock<Vec<Weak<Vcpu>>>,
     pub(super) gic: Gic,
+    /// Ids of vCPUs that were ever made, a bit each.
+    ids: AtomicU64,
     pub(super) io_events: IoEvents,
     pub(super) options: SpinLock<Options>,
     pub(super) services: SpinLock<Services>,
@@ -80,6 +82,7 @@ impl Vm {
             memory: SpinLock::new("vm memory", 160, memory),
             vcpus: SpinLock::new("vcpus", 100, Vec::new()),
             gic: Gic::new(),
+            ids: AtomicU64::new(0),
             io_events: IoEvents::new(),
             options: SpinLock::new("vm options", 101, Options::default()),
             services: SpinLock::new("vm services", 103, Services::default()),
@@ -163,11 +166,9 @@ impl Vm {
         let vcpu = {
             let vcpu = Vcpu::new(self, id)?;
             let mut vcpus = self.vcpus.lock();
-            if vcpus
-                .iter()
-                .filter_map(Weak::upgrade)
-                .any(|other| other.id == id)
-            {
+            // An id is used once in a VM's life, as on Linux.
+            let bit = 1u64 << id;
+            if self.ids.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
                 return Err(Errno::EEXIST);
             }
             vcpu.index.store(vcpus.len(), Ordering::Release);

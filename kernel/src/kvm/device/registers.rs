@@ -69,7 +69,7 @@ fn with_interface<R>(
         if !vm.gic.is_initialised() {
             return Err(Errno::EBUSY);
         }
-        let register = IccReg::from_enc(register).ok_or(Errno::ENXIO)?;
+        let register = IccReg::from_enc(register).ok_or(Errno::ENOENT)?;
         let vcpu = vm.vcpu(vcpu).ok_or(Errno::EINVAL)?;
         let vtr = Vtr::from_bits(umbra_hw::vgic::vtr());
         f(&mut vcpu.hw.lock(), register, vtr).map_err(|_| Errno::EINVAL)

@@ -56,6 +56,7 @@ pub(crate) fn run(
     cases: &[Case],
     tally: &mut Tally,
 ) -> Result<()> {
+    let cases: Vec<Case> = cases.iter().cloned().map(Case::shortened).collect();
     let find = |s: &Sabotage| {
         let case = cases.iter().find(|c| c.name == s.case);
         case.with_context(|| format!("{LIST}: {} names no case: {}", s.id, s.case))

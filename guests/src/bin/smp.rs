@@ -35,6 +35,7 @@ mod smp {
         suite.check("entry-state", entry_state);
         suite.check("stop-and-start", stop_and_start);
         suite.check("ping-pong", ping_pong);
+        suite.check("interrupt-of-a-busy-cpu", interrupt_of_a_busy_cpu);
         suite.check("messages", messages);
         suite.check("lock", lock);
         suite.check("exclusive-sum", || sum(add_exclusive));
@@ -154,6 +155,46 @@ mod smp {
         }
         ensure!(smp::wait(1), "no end of CPU", 1);
         equal!(gic::acknowledge(), irq::SPURIOUS, "answers in excess");
+        PASS
+    }
+
+    static AWAKE: AtomicU64 = AtomicU64::new(0);
+
+    /// An interrupt for a CPU that is busy and has no exit of its own by which it would be noticed.
+    fn interrupt_of_a_busy_cpu() -> Verdict {
+        if smp::count() == 1 {
+            return skip("one CPU");
+        }
+        fn busy(rounds: u64) {
+            gic::init_cpu();
+            gic::enable(3, 0x80);
+            for n in 1..=rounds {
+                AWAKE.store(2 * n - 1, Release);
+                loop {
+                    let intid = gic::acknowledge();
+                    if intid != irq::SPURIOUS {
+                        gic::end(intid);
+                        break;
+                    }
+                    core::hint::spin_loop();
+                }
+                AWAKE.store(2 * n, Release);
+            }
+        }
+        smp::begin(1, busy, 20);
+        for n in 1..=20 {
+            let is = |state| wait_for(2000, || AWAKE.load(Acquire) == state);
+            ensure!(n > 1 || is(1), "not begun", n);
+            // Long enough for a CPU that wrote a register of the GIC to be in its loop again.
+            wait_for(2, || false);
+            gic::send_sgi(3, 1 << 1);
+            ensure!(
+                wait_for(2000, || AWAKE.load(Acquire) >= 2 * n),
+                "not noticed",
+                n
+            );
+        }
+        ensure!(smp::wait(1), "no end of CPU", 1);
         PASS
     }
 

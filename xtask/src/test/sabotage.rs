@@ -99,7 +99,10 @@ pub(crate) fn run(
                 ),
             ),
             Err(why) => {
-                let sign = why.lines().next().unwrap_or_default();
+                // What a check said, rather than that the suite ended badly.
+                let failed = why.lines().find_map(|l| l.split_once("| FAIL "));
+                let sign =
+                    failed.map_or_else(|| why.lines().next().unwrap_or_default(), |(_, f)| f);
                 tally.pass(
                     &format!("{name} ({}: {sign})", sabotage.case),
                     outcome.seconds,

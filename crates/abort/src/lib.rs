@@ -21,12 +21,14 @@
 pub mod rules;
 
 mod classify;
+mod poison;
 mod resolve;
 mod sea;
 mod serror;
 mod size;
 
 pub use classify::{Abort, Context, Stage2Fault, Stage2Kind, VncrFault, World, classify};
+pub use poison::{Entry as BadFrame, Poison, Registry as BadFrames, Reported};
 pub use resolve::{Action, Capabilities, Slot, resolve_canonical};
 pub use sea::{Sea, SeaOwner};
 pub use serror::SErrorEffect;

@@ -9,7 +9,9 @@
 //!
 //! What always holds: every frame of RAM is in exactly one block; the block's first frame (its
 //! *head*) carries state, order and owner; the others say `Tail`. A frame that is not RAM, or is not
-//! umbra's to give, is `Reserved`. Blocks are naturally aligned.
+//! umbra's to give, is `Reserved`. Blocks are naturally aligned. A frame known to be bad is marked
+//! (bit 49, where it is in use) and becomes `Retired` when its owner lets go of it: it never comes
+//! back, and costs its page, not its block.
 //!
 //! There are two pools: *plain* memory that umbra does not map, and *table* memory that it does.
 //! Whole chunks move from plain to table by [`Frames::convert`]; nothing moves back.
@@ -80,11 +82,14 @@ enum State {
     FreeHead = 1,
     Tail = 2,
     Allocated = 3,
+    Retired = 4,
 }
 
 const LINK_BITS: u32 = 25;
 const LINK_MASK: u64 = (1 << LINK_BITS) - 1;
 const REFERENCES: u64 = (1 << 24) - 1;
+/// A frame in use that is bad. Free heads have links there, and are never bad.
+const BAD: u64 = 1 << 49;
 
 #[derive(Clone, Copy)]
 struct Word(u64);
@@ -103,6 +108,7 @@ impl Word {
             1 => State::FreeHead,
             2 => State::Tail,
             3 => State::Allocated,
+            4 => State::Retired,
             _ => State::Reserved,
         }
     }
@@ -119,6 +125,19 @@ impl Word {
             Pool::Plain
         }
     }
+}
+
+/// Where a frame stood when it was found bad ([`Frames::retire`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// Nobody's: it is retired now.
+    Free,
+    /// In use: it is retired when its owner lets go of it.
+    Owned(Owner),
+    /// Retired before.
+    Retired,
+    /// Not in the table, or never umbra's to give.
+    Reserved,
 }
 
 /// What [`Frames::release`] found.
@@ -138,6 +157,9 @@ pub struct Frames<'a> {
     heads: [[u32; MAX_ORDER as usize + 1]; 2],
     free: [u64; 2],
     total: u64,
+    retired: u64,
+    /// Frames in use that are marked bad.
+    bad: u64,
 }
 
 impl<'a> Frames<'a> {
@@ -149,6 +171,8 @@ impl<'a> Frames<'a> {
             heads: [[0; MAX_ORDER as usize + 1]; 2],
             free: [0; 2],
             total: 0,
+            retired: 0,
+            bad: 0,
         }
     }
 
@@ -160,6 +184,11 @@ impl<'a> Frames<'a> {
     /// Frames that were ever added.
     pub fn total_frames(&self) -> u64 {
         self.total
+    }
+
+    /// Frames that are retired.
+    pub fn retired_frames(&self) -> u64 {
+        self.retired
     }
 
     fn index(&self, pa: Pa) -> Option<usize> {
@@ -342,8 +371,81 @@ impl<'a> Frames<'a> {
             self.set(index, Word(word.0 - 1));
             return Released::Shared;
         }
-        self.insert(index, word.order(), word.pool());
+        self.free_block(index, word.order(), word.pool());
         Released::Freed
+    }
+
+    /// Frees a block that was in use, without its bad frames.
+    fn free_block(&mut self, index: usize, order: u8, pool: Pool) {
+        let is_bad = |word: &AtomicU64| word.load(Relaxed) & BAD != 0;
+        let bad = self.bad > 0 && self.words[index..index + (1 << order)].iter().any(is_bad);
+        if !bad {
+            self.insert(index, order, pool);
+        } else if order == 0 {
+            self.set(index, Word::new(State::Retired, 0, 0, pool));
+            self.bad -= 1;
+            self.retired += 1;
+        } else {
+            self.free_block(index, order - 1, pool);
+            self.free_block(index + (1 << (order - 1)), order - 1, pool);
+        }
+    }
+
+    /// The frame of `pa` is bad: it is not given out again. A free frame leaves its block at once; one
+    /// in use when its owner lets go of it.
+    pub fn retire(&mut self, pa: Pa) -> Standing {
+        let Some(frame) = self.index(pa) else {
+            return Standing::Reserved;
+        };
+        if self.word(frame).state() == State::Retired {
+            return Standing::Retired;
+        }
+        if let Some((_, _, owner)) = self.block_of(pa) {
+            let word = self.word(frame);
+            if word.0 & BAD == 0 {
+                self.set(frame, Word(word.0 | BAD));
+                self.bad += 1;
+            }
+            return Standing::Owned(owner);
+        }
+        let Some((head, order, pool)) = self.free_block_of(pa) else {
+            return Standing::Reserved;
+        };
+        self.unlink(head, order, pool);
+        for tail in head..head + (1 << order) {
+            self.set(tail, Word::new(State::Tail, 0, 0, pool));
+        }
+        self.set(frame, Word(self.word(frame).0 | BAD));
+        self.bad += 1;
+        self.free_block(head, order, pool);
+        Standing::Free
+    }
+
+    /// Whether the frame of `pa` is marked bad or retired.
+    pub fn is_bad(&self, pa: Pa) -> bool {
+        self.index(pa).is_some_and(|frame| {
+            let word = self.word(frame);
+            match word.state() {
+                State::Retired => true,
+                State::Allocated | State::Tail => word.0 & BAD != 0,
+                State::FreeHead | State::Reserved => false,
+            }
+        })
+    }
+
+    fn free_block_of(&self, pa: Pa) -> Option<(usize, u8, Pool)> {
+        for order in 0..=MAX_ORDER {
+            let index = self.index(pa.align_down(FRAME << order))?;
+            let word = self.word(index);
+            match word.state() {
+                State::FreeHead if word.order() >= order => {
+                    return Some((index, word.order(), word.pool()));
+                }
+                State::Tail => {}
+                _ => return None,
+            }
+        }
+        None
     }
 
     /// Makes an allocated block `2^order` blocks of one frame, each with the references it had.
@@ -353,7 +455,8 @@ impl<'a> Frames<'a> {
         let single =
             Word::new(State::Allocated, owner as u64, 0, word.pool()).0 | word.0 & REFERENCES;
         for frame in index..index + (1 << word.order()) {
-            self.set(frame, Word(single));
+            let bad = self.word(frame).0 & BAD;
+            self.set(frame, Word(single & !BAD | bad));
         }
     }
 
@@ -364,7 +467,7 @@ impl<'a> Frames<'a> {
             word.order() == CHUNK_ORDER && word.pool() == Pool::Plain,
             "{chunk} is not a plain chunk"
         );
-        self.insert(index, CHUNK_ORDER, Pool::Table);
+        self.free_block(index, CHUNK_ORDER, Pool::Table);
     }
 }
 
@@ -441,6 +544,69 @@ mod tests {
         frames.release(page);
         assert_eq!(frames.free_frames(Pool::Table), 512);
         assert_eq!(frames.free_frames(Pool::Plain), 512);
+    }
+
+    #[test]
+    fn a_bad_frame_costs_its_page_and_never_comes_back() {
+        for bad in [0, 7, 200, 511] {
+            for state in ["free", "block", "pages", "converted"] {
+                let words = words(1024);
+                let mut frames = Frames::new(&words, Pa::new(0));
+                frames.add(Pa::new(0), Pa::new(1024 * FRAME));
+                let pa = Pa::new(bad * FRAME + 0x123);
+                let chunk = frames.allocate(9, Pool::Plain, Owner::Anonymous).unwrap();
+                assert_eq!(chunk, Pa::new(0));
+                match state {
+                    "free" => {
+                        frames.release(chunk);
+                        assert_eq!(frames.retire(pa), Standing::Free);
+                    }
+                    "block" => {
+                        assert_eq!(frames.retire(pa), Standing::Owned(Owner::Anonymous));
+                        assert_eq!(frames.retire(pa), Standing::Owned(Owner::Anonymous));
+                        assert!(frames.is_bad(pa));
+                        assert_eq!(frames.retired_frames(), 0);
+                        frames.release(chunk);
+                    }
+                    "pages" => {
+                        frames.retire(pa);
+                        frames.split(chunk);
+                        for n in 0..512 {
+                            assert_eq!(frames.is_bad(Pa::new(n * FRAME)), n == bad);
+                            frames.release(Pa::new(n * FRAME));
+                        }
+                    }
+                    _ => {
+                        frames.retire(pa);
+                        frames.convert(chunk);
+                    }
+                }
+                assert_eq!(
+                    (frames.retire(pa), frames.is_bad(pa)),
+                    (Standing::Retired, true)
+                );
+                assert_eq!(frames.retired_frames(), 1);
+                let free = frames.free_frames(Pool::Plain) + frames.free_frames(Pool::Table);
+                assert_eq!(free, 1023, "{state} {bad}");
+                let mut seen = 0;
+                for pool in [Pool::Plain, Pool::Table] {
+                    while let Some(got) = frames.allocate(0, pool, Owner::Anonymous) {
+                        assert_ne!(got, pa.align_down(FRAME));
+                        seen += 1;
+                    }
+                }
+                assert_eq!(seen, 1023);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_ram_is_not_retired() {
+        let words = words(8);
+        let mut frames = Frames::new(&words, Pa::new(0x4000_0000));
+        assert_eq!(frames.retire(Pa::new(0x0c80_0000)), Standing::Reserved);
+        assert_eq!(frames.retire(Pa::new(0x4000_0000)), Standing::Reserved);
+        assert!(!frames.is_bad(Pa::new(0x4000_0000)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! ```text
 //!   Esr, Far, Hpfar ──► classify ──► Abort ──┬─► Sea          whose, and what the VMM may see
 //!                                            ├─► Stage2Fault ─┬─► resolve_canonical ──► Action
-//!                                            ├─► SError       │
+//!                                            ├─► SError       ├─► resolve_shadow ──► Action, or reflect
 //!                                            └─► …            └─► mapping_size
 //! ```
 //!
@@ -22,14 +22,18 @@ pub mod rules;
 
 mod classify;
 mod poison;
+mod reflect;
 mod resolve;
 mod sea;
 mod serror;
+mod shadow;
 mod size;
 
 pub use classify::{Abort, Context, Stage2Fault, Stage2Kind, VncrFault, World, classify};
 pub use poison::{Entry as BadFrame, Poison, Registry as BadFrames, Reported};
+pub use reflect::{Reflection, reflect};
 pub use resolve::{Action, Capabilities, Slot, resolve_canonical};
 pub use sea::{Sea, SeaOwner};
 pub use serror::SErrorEffect;
+pub use shadow::{ShadowAction, Wanted, resolve_shadow, shadow_rights};
 pub use size::{SizeRequest, SlotRange, mapping_size};

@@ -22,7 +22,7 @@
 //!
 //! The order is that of Linux's `kvm_handle_guest_abort`, where the order can be seen by a guest.
 
-use umbra_arm64::{Ipa, esr::Access};
+use umbra_arm64::{Address, Ipa, esr::Access};
 
 use crate::classify::{Stage2Fault, Stage2Kind};
 
@@ -127,7 +127,24 @@ pub fn resolve_canonical(
             instruction,
             on_walk: fault.s1ptw,
         },
-        Slot::None => outside_memory(fault, ipa, capabilities),
+        Slot::None | Slot::Poisoned | Slot::ReadOnly | Slot::Ram { .. } => {
+            in_slot(fault, ipa, slot, capabilities)
+        }
+    }
+}
+
+/// What canonical and shadow resolution have in common: the rows of the table below the bounds of
+/// the address space. `ipa` is in the VM's own space, the fault's own address need not be.
+pub(crate) fn in_slot<A: Address>(
+    fault: &Stage2Fault<A>,
+    ipa: Ipa,
+    slot: Slot,
+    capabilities: Capabilities,
+) -> Action {
+    match slot {
+        Slot::BeyondMachine | Slot::BeyondVm | Slot::None => {
+            outside_memory(fault, ipa, capabilities)
+        }
         Slot::Poisoned => Action::ConsumePoison {
             on_walk: fault.s1ptw,
         },
@@ -141,7 +158,7 @@ pub fn resolve_canonical(
 }
 
 /// A fault where there is memory that permits the access.
-fn in_memory(fault: &Stage2Fault<Ipa>, read_only: bool) -> Action {
+pub(crate) fn in_memory<A: Address>(fault: &Stage2Fault<A>, read_only: bool) -> Action {
     match fault.kind {
         Stage2Kind::AccessFlag => Action::MakeYoung,
         Stage2Kind::Translation | Stage2Kind::Permission => Action::Map {
@@ -154,7 +171,7 @@ fn in_memory(fault: &Stage2Fault<Ipa>, read_only: bool) -> Action {
 }
 
 /// A cache operation where nothing can be written.
-fn cache_op_on_read_only(fault: &Stage2Fault<Ipa>) -> Action {
+pub(crate) fn cache_op_on_read_only<A: Address>(fault: &Stage2Fault<A>) -> Action {
     match fault.kind {
         Stage2Kind::Permission => Action::SkipCacheOp,
         Stage2Kind::Translation | Stage2Kind::AccessFlag | Stage2Kind::AddressSize => {
@@ -164,7 +181,11 @@ fn cache_op_on_read_only(fault: &Stage2Fault<Ipa>) -> Action {
 }
 
 /// An access where there is no memory for it.
-fn outside_memory(fault: &Stage2Fault<Ipa>, ipa: Ipa, capabilities: Capabilities) -> Action {
+pub(crate) fn outside_memory<A: Address>(
+    fault: &Stage2Fault<A>,
+    ipa: Ipa,
+    capabilities: Capabilities,
+) -> Action {
     if fault.instruction || fault.s1ptw {
         return Action::InjectSea {
             instruction: fault.instruction,

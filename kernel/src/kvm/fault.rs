@@ -102,7 +102,7 @@ pub(super) fn lies(vcpu: &Vcpu, ipa: Ipa, slot: Option<Slot>) -> Lies {
     }
 }
 
-fn memory_fault(ipa: Ipa) -> Next {
+pub(super) fn memory_fault(ipa: Ipa) -> Next {
     Next::Vmm(VmmExit::MemoryFault {
         flags: 0,
         gpa: ipa.align_down(4096).raw(),

@@ -6,11 +6,12 @@
 use alloc::sync::Arc;
 
 use umbra_abort::{
-    Action, Capabilities, SizeRequest, Slot as Lies, SlotRange, Stage2Fault, Stage2Kind,
-    mapping_size, resolve_canonical,
+    Action, Capabilities, Reflection, ShadowAction, SizeRequest, Slot as Lies, SlotRange,
+    Stage2Fault, Wanted, mapping_size, reflect, resolve_shadow, shadow_rights,
 };
 use umbra_arm64::sysreg::Reg;
-use umbra_arm64::{Esr, Granule, GuestFault, Hpfar, Ipa, L2Ipa, Pa, Rights, Translation};
+use umbra_arm64::{Esr, Granule, Ipa, L2Ipa, Pa, Translation};
+use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_linux::Errno;
 use umbra_linux::vma::Prot;
 use umbra_nested::stage2::{self, Access, Stage2Config};
@@ -83,15 +84,15 @@ fn config(vcpu: &Vcpu, state: &State) -> Stage2Config {
     )
 }
 
-fn wanted(fault: &Stage2Fault<L2Ipa>, state: &State) -> Access {
-    let el0 = state.frame.pstate().raw() & 0xf == 0;
-    match (fault.s1ptw, fault.exec(), fault.write) {
-        (true, _, true) => Access::WalkUpdate,
-        (true, _, false) => Access::WalkRead,
-        (false, true, _) if el0 => Access::FetchEl0,
-        (false, true, _) => Access::FetchEl1,
-        (false, false, true) => Access::Write,
-        (false, false, false) => Access::Read,
+/// The walker's name for what an access wants.
+const fn access(wanted: Wanted) -> Access {
+    match wanted {
+        Wanted::Read => Access::Read,
+        Wanted::Write => Access::Write,
+        Wanted::FetchEl0 => Access::FetchEl0,
+        Wanted::FetchEl1 => Access::FetchEl1,
+        Wanted::WalkRead => Access::WalkRead,
+        Wanted::WalkUpdate => Access::WalkUpdate,
     }
 }
 
@@ -118,81 +119,107 @@ pub(in crate::kvm) fn shadow(
     };
     let seq = vcpu.vm.memory.lock().shadows.sequence(id);
     let config = config(vcpu, state);
-    match stage2::walk(&config, at, wanted(&fault, state), &mut VmMemory(&vcpu.vm)) {
-        Ok(mapping) => resolve(vcpu, state, &fault, at, &mapping.translation, (id, seq)),
+    let el0 = state.frame.pstate().raw() & 0xf == 0;
+    let wanted = Wanted::of(&fault, el0);
+    let walked = match stage2::walk(&config, at, access(wanted), &mut VmMemory(&vcpu.vm)) {
+        Ok(mapping) => Ok(mapping.translation),
         Err(stop) => match stop.fault() {
-            Ok(walked) => {
-                reflect(vcpu, state, esr, &fault, at, walked);
-                Next::Guest
-            }
-            Err(_) => Next::Guest,
+            Ok(walked) => Err(walked),
+            // Nothing was decided: let the access happen again.
+            Err(_) => return Next::Guest,
         },
+    };
+    let slot = walked
+        .ok()
+        .and_then(|translation| vcpu.vm.memory.lock().slot_at(translation.output));
+    let lies = walked.map_or(Lies::None, |translation| {
+        fault::lies(vcpu, translation.output, slot)
+    });
+    let capabilities = Capabilities {
+        nisv_to_user: vcpu.vm.options.lock().nisv_to_user,
+    };
+    match resolve_shadow(
+        &fault,
+        wanted,
+        walked.as_ref().map_err(|fault| *fault),
+        lies,
+        capabilities,
+    ) {
+        ShadowAction::Reflect(walked) => {
+            reflect_fault(vcpu, state, &reflect(esr, &fault, at, walked));
+            Next::Guest
+        }
+        ShadowAction::Resolve(action) => {
+            let fill = Fill {
+                at,
+                slot,
+                translation: walked.ok(),
+                context: (id, seq),
+            };
+            resolve(vcpu, state, esr, &fault, action, &fill)
+        }
     }
 }
 
-/// The guest hypervisor's to handle: the hardware's syndrome with the kind and level of its walk.
-fn reflect(
-    vcpu: &Arc<Vcpu>,
-    state: &mut State,
-    esr: Esr,
-    fault: &Stage2Fault<L2Ipa>,
+/// The guest hypervisor's to handle.
+fn reflect_fault(vcpu: &Arc<Vcpu>, state: &mut State, told: &Reflection) {
+    let (esr, far) = (told.esr.raw(), told.far.raw());
+    switch::leave(vcpu, state, Vector::Sync, Some(esr), Some(far));
+    let hpfar = told.hpfar.raw();
+    vcpu.hw.lock().regs.set(Reg::HpfarEl2, hpfar);
+}
+
+/// What a fill is made of: where, and what the walk found.
+struct Fill {
     at: L2Ipa,
-    walked: GuestFault,
-) {
-    let status = u64::from(walked.status().encode().unwrap_or(0));
-    let esr = esr.raw() & 0xffff_ffff & !0x3f | status;
-    switch::leave(vcpu, state, Vector::Sync, Some(esr), Some(fault.gva.raw()));
-    let page = at.align_down(4096);
-    vcpu.hw
-        .lock()
-        .regs
-        .set(Reg::HpfarEl2, Hpfar::from_page(page).raw());
+    slot: Option<Slot>,
+    translation: Option<Translation<Ipa>>,
+    /// The shadow, and its sequence before the walk.
+    context: (u64, u64),
 }
 
 fn resolve(
     vcpu: &Arc<Vcpu>,
     state: &mut State,
+    esr: Esr,
     fault: &Stage2Fault<L2Ipa>,
-    at: L2Ipa,
-    translation: &Translation<Ipa>,
-    context: (u64, u64),
+    action: Action,
+    fill: &Fill,
 ) -> Next {
-    let ipa = translation.output;
-    let slot = vcpu.vm.memory.lock().slot_at(ipa);
-    let canonical = Stage2Fault {
-        kind: match fault.kind {
-            // Our own access flag is always set: a fault of that kind is a missing mapping here.
-            Stage2Kind::AccessFlag => Stage2Kind::Translation,
-            kind => kind,
+    match action {
+        Action::Map { write, .. } => match (fill.slot, &fill.translation) {
+            (Some(slot), Some(translation)) => {
+                map(vcpu, &slot, fill.at, translation, write, fill.context)
+            }
+            _ => Next::Guest,
         },
-        level: fault.level,
-        write: fault.write,
-        instruction: fault.instruction,
-        s1ptw: fault.s1ptw,
-        cache_op: fault.cache_op,
-        access: fault.access,
-        gva: fault.gva,
-        address: Some(ipa),
-    };
-    let lies = fault::lies(vcpu, ipa, slot);
-    let capabilities = Capabilities {
-        nisv_to_user: vcpu.vm.options.lock().nisv_to_user,
-    };
-    match (resolve_canonical(&canonical, ipa, lies, capabilities), slot) {
-        (Action::Map { write, .. }, Some(slot)) => {
-            map(vcpu, &slot, at, translation, write, context)
-        }
-        (Action::Mmio { ipa, access, write }, _) => mmio::access(vcpu, state, ipa, access, write),
-        (Action::InjectSea { instruction, .. }, _) if lies == Lies::None || fault.s1ptw => {
-            inject::external_abort(vcpu, state, instruction, fault.gva, None);
+        Action::MakeYoung => {
+            let mut memory = vcpu.vm.memory.lock();
+            memory.shadows.make_young(fill.context, fill.at);
             Next::Guest
         }
-        (Action::SkipCacheOp, _) => {
+        Action::Mmio { ipa, access, write } => mmio::access(vcpu, state, ipa, access, write),
+        Action::NisvExit { ipa } => Next::Vmm(VmmExit::ArmNisv {
+            esr_iss: u64::from(esr.iss()),
+            fault_ipa: ipa.raw(),
+        }),
+        Action::SkipCacheOp => {
             exit::skip(state);
             Next::Guest
         }
-        (_, _) => {
+        Action::MemoryFault { ipa } => fault::memory_fault(ipa),
+        Action::InjectSea { instruction, .. } | Action::InjectAddressSize { instruction } => {
+            inject::external_abort(vcpu, state, instruction, fault.gva, None);
+            Next::Guest
+        }
+        Action::ConsumePoison { .. } => {
             inject::external_abort(vcpu, state, fault.instruction, fault.gva, None);
+            Next::Guest
+        }
+        Action::OwnTablesBroken => {
+            // Row N13: the walk refuses such an address before a shadow can name it.
+            log::error!("a shadow names an output beyond the machine at {}", fill.at);
+            vcpu.vm.memory.lock().shadows.rebuild(fill.context.0);
             Next::Guest
         }
     }
@@ -232,10 +259,8 @@ fn map(
             .offset_from(view.start)
             .ok_or(NotMapped::Retry)?;
         let pa = Pa::new(view.pa.raw() + offset);
-        let rights = Rights {
-            write: translation.rights.write && view.writable && !slot.read_only,
-            ..translation.rights
-        };
+        let writable = view.writable && !slot.read_only;
+        let rights = shadow_rights(translation.rights, writable, false, write);
         if rights.exec_el0 || rights.exec_el1 {
             umbra_hw::mem::sync_instructions(pa, size);
         }

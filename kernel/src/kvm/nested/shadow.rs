@@ -144,6 +144,22 @@ impl Shadows {
         self.find(id).map_or(0, |context| context.seq)
     }
 
+    /// Sets the access flag of the context's mapping of `at`: the guest hypervisor's tables still said so
+    /// when they were walked.
+    pub(in crate::kvm) fn make_young(&mut self, (id, seq): (u64, u64), at: L2Ipa) {
+        if let Some(context) = self.find(id).filter(|context| context.seq == seq) {
+            context.table.make_young(at, &TablePages);
+            umbra_hw::tlb::publish();
+        }
+    }
+
+    /// Drops everything a context maps: it is filled anew.
+    pub(in crate::kvm) fn rebuild(&mut self, id: u64) {
+        if let Some(context) = self.find(id) {
+            context.evict(L2Ipa::new(0), 1 << 48);
+        }
+    }
+
     /// Maps `bytes` at `at` in the context, and notes that they are `ipa`'s.
     pub(in crate::kvm) fn map(
         &mut self,

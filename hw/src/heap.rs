@@ -18,6 +18,12 @@ use crate::sync::SpinLock;
 
 struct Heap;
 
+/// What a block takes of the heap: `talc` gives out multiples of 32 bytes and keeps a word of its own
+/// in each. A count of what was asked for would call a heap of small blocks half free when it is full.
+const fn cost(layout: Layout) -> usize {
+    (layout.size() + size_of::<usize>()).next_multiple_of(32)
+}
+
 static TALC: SpinLock<Talc<Manual, DefaultBinning>> = SpinLock::new("heap", 251, Talc::new(Manual));
 static TOTAL: AtomicUsize = AtomicUsize::new(0);
 static USED: AtomicUsize = AtomicUsize::new(0);
@@ -28,7 +34,7 @@ unsafe impl GlobalAlloc for Heap {
         // SAFETY: the caller guarantees a size above zero.
         match unsafe { TALC.lock().allocate(layout) } {
             Some(block) => {
-                USED.fetch_add(layout.size(), Ordering::Relaxed);
+                USED.fetch_add(cost(layout), Ordering::Relaxed);
                 block.as_ptr()
             }
             None => core::ptr::null_mut(),
@@ -36,7 +42,7 @@ unsafe impl GlobalAlloc for Heap {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        USED.fetch_sub(layout.size(), Ordering::Relaxed);
+        USED.fetch_sub(cost(layout), Ordering::Relaxed);
         // SAFETY: the caller guarantees that `block` came from `alloc` with this layout.
         unsafe { TALC.lock().deallocate(block, layout) }
     }

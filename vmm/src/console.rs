@@ -55,12 +55,13 @@ impl Idle {
 pub struct Output {
     sink: Box<dyn Write + Send>,
     line: Vec<u8>,
-    idle: Idle,
+    /// Who looks after the part of a line; nobody where lines are to stay whole.
+    idle: Option<Idle>,
 }
 
 impl Output {
-    /// Output to `sink`.
-    pub fn new(sink: Box<dyn Write + Send>, idle: Idle) -> Self {
+    /// Output to `sink`. Without `idle`, the part of a line waits for its end.
+    pub fn new(sink: Box<dyn Write + Send>, idle: Option<Idle>) -> Self {
         Output {
             sink,
             line: Vec::with_capacity(LINE),
@@ -73,8 +74,10 @@ impl Output {
         self.line.extend_from_slice(bytes);
         if bytes.contains(&b'\n') || self.line.len() >= LINE {
             self.drain();
-        } else if !self.line.is_empty() {
-            self.idle.ask();
+        } else if let Some(idle) = &self.idle
+            && !self.line.is_empty()
+        {
+            idle.ask();
         }
     }
 
@@ -140,7 +143,7 @@ pub(crate) mod tests {
     #[test]
     fn a_line_is_one_write() {
         let (log, event) = (Log::default(), event());
-        let mut out = Output::new(Box::new(log.clone()), Idle::new(event.clone()));
+        let mut out = Output::new(Box::new(log.clone()), Some(Idle::new(event.clone())));
         for byte in b"hello\nwor" {
             out.put(&[*byte]);
         }
@@ -152,10 +155,20 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn without_idle_a_line_waits_for_its_end() {
+        let log = Log::default();
+        let mut out = Output::new(Box::new(log.clone()), None);
+        out.put(b"one ");
+        assert!(log.0.lock().unwrap().is_empty());
+        out.put(b"line\n");
+        assert_eq!(*log.0.lock().unwrap(), [b"one line\n"]);
+    }
+
+    #[test]
     fn rearming_lets_it_ask_again() {
         let event = event();
         let idle = Idle::new(event.clone());
-        let mut out = Output::new(Box::new(std::io::sink()), idle.clone());
+        let mut out = Output::new(Box::new(std::io::sink()), Some(idle.clone()));
         out.put(b"a");
         assert_eq!(event.read().unwrap(), 1);
         out.put(b"b");
@@ -168,7 +181,7 @@ pub(crate) mod tests {
     #[test]
     fn an_endless_line_is_cut() {
         let log = Log::default();
-        let mut out = Output::new(Box::new(log.clone()), Idle::new(event()));
+        let mut out = Output::new(Box::new(log.clone()), Some(Idle::new(event())));
         for _ in 0..LINE {
             out.put(b"x");
         }

@@ -115,7 +115,7 @@ pub fn run(options: &Options) -> Result<Stop> {
 
     let vm = Vm::new(&memory, options.nested)?;
     let vcpus = vm.create_vcpus(options.cpus, placement.kernel, placement.dtb)?;
-    let devices = Devices::new(options.console, disks, &vm, &memory)?;
+    let devices = Devices::new(options, disks, &vm, &memory)?;
 
     kvm::catch_kicks()?;
     let stop_event = event()?;
@@ -145,7 +145,7 @@ struct Devices {
 
 impl Devices {
     /// The virtio console, if any, has slot 0, and the disks follow in order.
-    fn new(console: Console, disks: Vec<Block>, vm: &Vm, memory: &Memory) -> Result<Self> {
+    fn new(options: &Options, disks: Vec<Block>, vm: &Vm, memory: &Memory) -> Result<Self> {
         let mut devices = Devices {
             bus: Bus::default(),
             console: None,
@@ -156,9 +156,10 @@ impl Devices {
             let none = || Error::Failed("too many virtio devices".into());
             slots.next().ok_or_else(none)
         };
-        match console {
-            Console::Serial => devices.add_serial(vm)?,
-            Console::Virtio => devices.add_virtio_console(vm, memory, slot()?)?,
+        let whole = options.whole_lines;
+        match options.console {
+            Console::Serial => devices.add_serial(vm, whole)?,
+            Console::Virtio => devices.add_virtio_console(vm, memory, slot()?, whole)?,
             Console::Off => {}
         }
         for disk in disks {
@@ -167,10 +168,10 @@ impl Devices {
         Ok(devices)
     }
 
-    fn add_serial(&mut self, vm: &Vm) -> Result<()> {
+    fn add_serial(&mut self, vm: &Vm, whole_lines: bool) -> Result<()> {
         let interrupt = event()?;
         vm.irqfd(&interrupt, layout::SERIAL_SPI)?;
-        let (output, end) = console_ends()?;
+        let (output, end) = console_ends(whole_lines)?;
         let port = SerialPort::new(interrupt, output, end.ready.clone());
         let port = Arc::new(Mutex::new(port));
         self.bus
@@ -179,8 +180,14 @@ impl Devices {
         Ok(())
     }
 
-    fn add_virtio_console(&mut self, vm: &Vm, memory: &Memory, slot: usize) -> Result<()> {
-        let (output, end) = console_ends()?;
+    fn add_virtio_console(
+        &mut self,
+        vm: &Vm,
+        memory: &Memory,
+        slot: usize,
+        whole_lines: bool,
+    ) -> Result<()> {
+        let (output, end) = console_ends(whole_lines)?;
         let device = VirtioConsole::new(output, end.ready.clone());
         let device = self.add_virtio(vm, memory, slot, device)?;
         self.console = Some(end.with(device));
@@ -237,10 +244,13 @@ impl ConsoleEvents {
 }
 
 /// Output to stdout and what the event loop needs for it.
-fn console_ends() -> Result<(Output, ConsoleEvents)> {
+fn console_ends(whole_lines: bool) -> Result<(Output, ConsoleEvents)> {
     let (ready, idle_event) = (event()?, event()?);
     let idle = Idle::new(idle_event.clone());
-    let output = Output::new(Box::new(std::io::stdout()), idle.clone());
+    let output = Output::new(
+        Box::new(std::io::stdout()),
+        (!whole_lines).then(|| idle.clone()),
+    );
     let events = ConsoleEvents {
         ready,
         idle_event,

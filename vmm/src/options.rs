@@ -25,7 +25,10 @@ usage: umbra-vmm --kernel IMAGE [options]
   -c, --cpus N         virtual CPUs, 1 to 8 [1]
   -m, --memory SIZE[,hugepages=on|off]
                        RAM; K, M, G or MiB without suffix (also --mem) [512M,hugepages=on]
-      --console KIND   serial (16550), virtio or off [serial]
+      --console KIND[,lines=whole|partial]
+                       serial (16550), virtio or off; whole: print lines when they
+                       are complete, for several machines on one terminal
+                       [serial,lines=partial]
   -d, --disk [path=]F[,ro]
                        virtio-blk disk backed by a raw file; may be repeated
       --nested         give the guest EL2: it may run guests of its own
@@ -69,6 +72,8 @@ pub struct Options {
     pub hugepages: bool,
     /// What carries the console.
     pub console: Console,
+    /// Whether a line is printed only when it is complete.
+    pub whole_lines: bool,
     /// Disks in the order given.
     pub disks: Vec<Disk>,
     /// Whether the guest gets EL2.
@@ -109,7 +114,7 @@ where
     let (mut kernel, mut initrd, mut cmdline, mut dump_dtb) = (None, None, None, None);
     let mut cpus = 1;
     let (mut memory, mut hugepages) = (512 << 20, true);
-    let mut console = Console::Serial;
+    let (mut console, mut whole_lines) = (Console::Serial, false);
     let mut disks = Vec::new();
     let mut nested = false;
     let mut log_level = LevelFilter::Warn;
@@ -125,7 +130,9 @@ where
             Short('m') | Long("memory" | "mem") => {
                 (memory, hugepages) = parse_memory(&text(&mut parser)?)?;
             }
-            Long("console") => console = parse_console(&text(&mut parser)?)?,
+            Long("console") => {
+                (console, whole_lines) = parse_console(&text(&mut parser)?)?;
+            }
             Short('d') | Long("disk") => disks.push(parse_disk(&text(&mut parser)?)?),
             Long("nested") => nested = true,
             Long("dump-dtb") => dump_dtb = Some(path(&mut parser)?),
@@ -157,6 +164,7 @@ where
         memory,
         hugepages,
         console,
+        whole_lines,
         disks,
         nested,
         dump_dtb,
@@ -230,15 +238,24 @@ fn parse_memory(value: &str) -> Result<(u64, bool)> {
     Ok((size, hugepages))
 }
 
-fn parse_console(value: &str) -> Result<Console> {
-    match value {
-        "serial" => Ok(Console::Serial),
-        "virtio" => Ok(Console::Virtio),
-        "off" => Ok(Console::Off),
-        _ => Err(Error::Usage(format!(
-            "--console {value}: expected serial, virtio or off"
-        ))),
+fn parse_console(value: &str) -> Result<(Console, bool)> {
+    let bad = |why: &str| Error::Usage(format!("--console {value}: {why}"));
+    let mut parts = value.split(',');
+    let console = match parts.next().unwrap_or_default() {
+        "serial" => Console::Serial,
+        "virtio" => Console::Virtio,
+        "off" => Console::Off,
+        _ => return Err(bad("expected serial, virtio or off")),
+    };
+    let mut whole_lines = false;
+    for part in parts {
+        whole_lines = match part {
+            "lines=whole" => true,
+            "lines=partial" => false,
+            _ => return Err(bad(&format!("unknown setting {part:?}"))),
+        };
     }
+    Ok((console, whole_lines))
 }
 
 fn parse_disk(value: &str) -> Result<Disk> {
@@ -294,7 +311,7 @@ mod tests {
         let o = run(&["-k", "Image"]);
         assert_eq!(o.kernel, PathBuf::from("Image"));
         assert_eq!((o.cpus, o.memory, o.hugepages), (1, 512 << 20, true));
-        assert_eq!(o.console, Console::Serial);
+        assert_eq!((o.console, o.whole_lines), (Console::Serial, false));
         assert_eq!(o.cmdline, "console=ttyS0 panic=-1");
         assert!(o.initrd.is_none() && o.disks.is_empty() && !o.nested);
     }
@@ -307,7 +324,7 @@ mod tests {
             "--cmdline=a b",
             "--cpus=8",
             "--memory=1G,hugepages=off",
-            "--console=virtio",
+            "--console=virtio,lines=whole",
             "--disk=path=D,ro",
             "--dump-dtb=T",
             "--log-level=debug",
@@ -323,7 +340,7 @@ mod tests {
             "-m",
             "1024,hugepages=off",
             "--console",
-            "virtio",
+            "virtio,lines=whole",
             "-d",
             "D,ro",
             "--dump-dtb",
@@ -337,6 +354,7 @@ mod tests {
             (long.cpus, long.memory, long.hugepages),
             (8, 1 << 30, false)
         );
+        assert_eq!((long.console, long.whole_lines), (Console::Virtio, true));
         assert_eq!(
             long.disks,
             [Disk {
@@ -388,6 +406,7 @@ mod tests {
             (vec!["-k", "K", "-m", "33M"], "2 MiB"),
             (vec!["-k", "K", "-m", "64M,huge=1"], "huge=1"),
             (vec!["-k", "K", "--console", "tty"], "--console"),
+            (vec!["-k", "K", "--console", "serial,lines=3"], "lines=3"),
             (vec!["-k", "K", "-d", "path="], "--disk"),
             (vec!["-k", "K", "-d", "D,wo"], "wo"),
             (vec!["-k", "K", "--log-level", "loud"], "--log-level"),

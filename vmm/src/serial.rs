@@ -119,7 +119,7 @@ mod tests {
 
     fn rig() -> Rig {
         let (log, irq, ready) = (Log::default(), event(), event());
-        let output = Output::new(Box::new(log.clone()), Idle::new(event()));
+        let output = Output::new(Box::new(log.clone()), Some(Idle::new(event())));
         let port = SerialPort::new(irq.clone(), output, ready.clone());
         Rig {
             port,

@@ -111,6 +111,9 @@ pub(crate) struct NestedArgs {
     /// CPUs of the machine, and virtual CPUs of the guest hypervisor.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) cpus: u32,
+    /// Virtual CPUs of the guest hypervisor's guest.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub(crate) l2_cpus: u32,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
 }

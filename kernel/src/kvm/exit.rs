@@ -88,6 +88,8 @@ fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) ->
         && let Abort::Stage2(fault) =
             classify::<L2Ipa>(esr, Gva::new(far), Some(Hpfar::new(hpfar)), context)
     {
+        // The reverse map grows by this, and a guest may fault without ever leaving to the VMM.
+        crate::mem::top_up();
         return nested::shadow_fault(vcpu, state, esr, fault);
     }
     match classify::<Ipa>(esr, Gva::new(far), Some(Hpfar::new(hpfar)), context) {

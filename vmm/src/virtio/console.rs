@@ -161,7 +161,7 @@ pub(crate) mod tests {
     pub(crate) fn rig() -> Rig {
         let (log, ready) = (Log::default(), event());
         let memory = Memory::from_ranges(&[(GuestAddress(0x1000), 0x10000)]).unwrap();
-        let output = Output::new(Box::new(log.clone()), Idle::new(event()));
+        let output = Output::new(Box::new(log.clone()), Some(Idle::new(event())));
         let console = Console::new(output, ready.clone());
         let kicks = vec![event(), event()];
         let transport = Transport::new(console, memory.clone(), event(), kicks).unwrap();

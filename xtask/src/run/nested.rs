@@ -6,7 +6,7 @@ use crate::build::{self, Profile};
 use crate::cli::NestedArgs;
 use crate::guest::{self, Item};
 use crate::image::Symbols;
-use crate::nested;
+use crate::nested::{self, Storeys};
 use crate::progress::{note, step};
 use crate::qemu::{End, Machine};
 use crate::setup::{self, Flavour};
@@ -23,7 +23,14 @@ pub(crate) fn run(ws: &Workspace, args: &NestedArgs) -> Result<ExitCode> {
     let nonce = guest::nonce()?;
     let kernel = step("build umbra", || build::kernel(ws, Profile::Release))?;
     let programs = step("build init and umbra-vmm", || build::programs(ws))?;
-    let l1 = nested::initramfs(ws, (&debian, &debian), &programs.vmm, 1, &nonce)?;
+    let storeys = Storeys {
+        l1: Flavour::Newest,
+        cpus: args.cpus,
+        l2: Flavour::Newest,
+        l2_cpus: args.l2_cpus,
+        side_by_side: 1,
+    };
+    let l1 = nested::initramfs(ws, (&debian, &debian), &programs.vmm, storeys.l2_cpus)?;
     let items = [
         Item::from_file("/init", &programs.init)?,
         Item::from_file("/bin/umbra-vmm", &programs.vmm)?,
@@ -34,7 +41,7 @@ pub(crate) fn run(ws: &Workspace, args: &NestedArgs) -> Result<ExitCode> {
         cpus: args.cpus,
         kernel: kernel.image,
         initrd: guest::save(ws, "nested.cpio", &guest::initrd(&items)?)?,
-        append: BootArgs::new("/init", nested::command(args.cpus, &nonce)).render()?,
+        append: BootArgs::new("/init", storeys.commands(&nonce)).render()?,
     };
     let mut log = Transcript::new(ws, "nested")?;
     log.used("umbra-vmm", &programs.vmm)?;
@@ -60,7 +67,7 @@ pub(crate) fn run(ws: &Workspace, args: &NestedArgs) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     }
-    for expected in nested::expectations(args.cpus, 1, &nonce) {
+    for expected in storeys.expectations(&nonce) {
         if !regex::Regex::new(&expected)?.is_match(&outcome.console) {
             eprintln!("xtask: failed: {expected:?} is not in the console");
             return Ok(ExitCode::FAILURE);

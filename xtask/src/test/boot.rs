@@ -269,16 +269,16 @@ impl Bench<'_> {
                 items.extend(self.guest(*flavour, log)?);
                 Ok(self.guest_command(case.cpus))
             }
-            Work::Nested(l1, l2) => {
-                let l1 = setup::guest_files(self.ws, *l1)?;
-                let l2 = setup::guest_files(self.ws, *l2)?;
+            Work::Nested(storeys) => {
+                let l1 = setup::guest_files(self.ws, storeys.l1)?;
+                let l2 = setup::guest_files(self.ws, storeys.l2)?;
                 log.used(&format!("L1 kernel ({})", l1.label), &l1.kernel)?;
                 log.used(&format!("L2 kernel ({})", l2.label), &l2.kernel)?;
                 let vmm = &self.programs.vmm;
-                let initrd = nested::initramfs(self.ws, (&l1, &l2), vmm, 1, self.nonce)?;
+                let initrd = nested::initramfs(self.ws, (&l1, &l2), vmm, storeys.l2_cpus)?;
                 items.push(Item::from_file("/guest/Image", &l1.kernel)?);
                 items.push(Item::from_file("/guest/initrd", &initrd)?);
-                Ok(nested::command(case.cpus, self.nonce))
+                Ok(storeys.commands(self.nonce))
             }
             Work::First(..) | Work::Reference(_) | Work::ReferenceSuites(_) => {
                 bail!("{} boots by itself", case.name)
@@ -392,20 +392,21 @@ fn by_part(cases: &[Case], outcome: &Outcome) -> Vec<Result<Passed, String>> {
         }
         End::Exited(None) => "QEMU was ended by a signal".to_owned(),
     };
-    if found.len() < cases.len() {
+    if found.len() < cases.iter().map(Case::commands).sum() {
         found.push(Part {
             output: rest,
             status: Err(why),
         });
     }
-    let lost = || Err("not run: the machine ended before".to_owned());
-    let judged = found
+    let mut found = found.into_iter();
+    cases
         .iter()
-        .zip(cases)
-        .map(|(part, case)| judge(case, part));
-    judged
-        .chain(std::iter::repeat_with(lost))
-        .take(cases.len())
+        .map(
+            |case| match Part::joined(found.by_ref().take(case.commands()).collect()) {
+                Some(part) => judge(case, &part),
+                None => Err("not run: the machine ended before".to_owned()),
+            },
+        )
         .collect()
 }
 

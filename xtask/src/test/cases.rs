@@ -2,7 +2,7 @@
 
 use crate::build;
 use crate::hash;
-use crate::nested;
+use crate::nested::Storeys;
 use crate::run::report;
 use crate::setup::Flavour;
 use crate::workspace::Workspace;
@@ -48,8 +48,8 @@ pub(crate) enum Work {
     First(File, Vec<&'static str>, &'static str),
     /// A Debian guest on umbra-vmm on umbra.
     Linux(Flavour),
-    /// A Debian guest hypervisor at virtual EL2, and its own guest: their kernels.
-    Nested(Flavour, Flavour),
+    /// Debian guest hypervisors at virtual EL2, each with a guest of its own.
+    Nested(Storeys),
     /// A payload, by its name, on umbra-vmm on umbra, with further options for the VMM.
     Payload(String, Vec<String>),
     /// The same VMM and guest on Linux with KVM instead of umbra.
@@ -103,6 +103,14 @@ impl Case {
     /// Whether it is a suite of checks that runs on Linux too.
     fn is_suite(&self) -> bool {
         matches!(self.work, Work::Payload(..) | Work::Program(File::Probe, _))
+    }
+
+    /// How many commands of init it is.
+    pub(crate) fn commands(&self) -> usize {
+        match &self.work {
+            Work::Nested(storeys) => storeys.side_by_side as usize,
+            _ => 1,
+        }
     }
 
     /// Whether it boots umbra.
@@ -169,10 +177,18 @@ fn fixed(nonce: &str) -> Vec<Case> {
         let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
         Case::new(name, cpus, Linux(flavour), 240, &expect)
     };
-    let two_storeys = |name: &str, cpus: u32, l1: Flavour, l2: Flavour| {
-        let expect = nested::expectations(cpus, 1, nonce);
-        let expect = expect.each_ref().map(String::as_str);
-        Case::new(name, cpus, Work::Nested(l1, l2), 300, &expect)
+    let storeys = |l1: Flavour, cpus: u32, l2: Flavour, l2_cpus: u32| Storeys {
+        l1,
+        cpus,
+        l2,
+        l2_cpus,
+        side_by_side: 1,
+    };
+    let two_storeys = |name: &str, storeys: Storeys| {
+        let expect: Vec<String> = storeys.expectations(nonce);
+        let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
+        let limit = 300 * u64::from(storeys.side_by_side);
+        Case::new(name, storeys.cpus, Work::Nested(storeys), limit, &expect)
     };
     let reference = |name: &str, flavour: Flavour| {
         let outer = format!("(?m)^umbra: storey=L0 cpus=2 mem=\\d+MiB nonce={nonce}$");
@@ -243,13 +259,41 @@ fn fixed(nonce: &str) -> Vec<Case> {
             &["(?m)^umbra: page=16KiB "],
         ),
         linux("linux/4cpu", 4, Flavour::Newest, &[]).full_only("four CPUs on two cores are slow"),
-        two_storeys("nested/1cpu", 1, Flavour::Newest, Flavour::Newest),
-        two_storeys("nested/2cpu", 2, Flavour::Newest, Flavour::Newest)
-            .full_only("the same with a second virtual CPU"),
+        two_storeys(
+            "nested/1cpu",
+            storeys(Flavour::Newest, 1, Flavour::Newest, 1),
+        ),
+        two_storeys(
+            "nested/smp",
+            storeys(Flavour::Newest, 2, Flavour::Newest, 2),
+        ),
+        two_storeys(
+            "nested/16k-4k",
+            storeys(Flavour::Pages16k, 2, Flavour::Newest, 1),
+        ),
         reference("reference/linux-kvm", Flavour::Newest),
         reference("reference/linux-kvm-16k", Flavour::Pages16k)
             .full_only("a second look at the reference"),
     ];
+    const LONG: &str = "a mix of kernels that the shorter run has the halves of";
+    for (name, l1, l2) in [
+        ("nested/4k-16k", Flavour::Newest, Flavour::Pages16k),
+        ("nested/16k-16k", Flavour::Pages16k, Flavour::Pages16k),
+        ("nested/6.12-6.12", Flavour::V6_12, Flavour::V6_12),
+        ("nested/6.12-newest", Flavour::V6_12, Flavour::Newest),
+        ("nested/6.12-16k", Flavour::V6_12, Flavour::Pages16k),
+        ("nested/newest-6.12", Flavour::Newest, Flavour::V6_12),
+        ("nested/16k-6.12", Flavour::Pages16k, Flavour::V6_12),
+    ] {
+        cases.push(two_storeys(name, storeys(l1, 2, l2, 2)).full_only(LONG));
+    }
+    let pair = Storeys {
+        side_by_side: 2,
+        ..storeys(Flavour::Newest, 2, Flavour::Newest, 1)
+    };
+    cases.push(
+        two_storeys("nested/side-by-side", pair).full_only("twice the machine, and twice the time"),
+    );
     let done = suite("kvm-probe");
     let done = done.each_ref().map(String::as_str);
     cases.extend(PROBES.iter().map(|group| {

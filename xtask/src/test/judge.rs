@@ -14,6 +14,17 @@ pub(crate) struct Part {
     pub(crate) status: Result<i32, String>,
 }
 
+impl Part {
+    /// Commands that ran at the same time as one: all they printed, and the first failure or else the
+    /// first status. `None` of none.
+    pub(crate) fn joined(parts: Vec<Part>) -> Option<Part> {
+        let failed = parts.iter().position(|part| part.status != Ok(0));
+        let status = parts.get(failed.unwrap_or(0))?.status.clone();
+        let output = parts.into_iter().map(|part| part.output).collect();
+        Some(Part { output, status })
+    }
+}
+
 /// Cuts a console at init's reports: `umbra-init: N PATH exited STATUS`. What follows the last
 /// report belongs to a command that did not end.
 pub(crate) fn parts(console: &str) -> (Vec<Part>, String) {
@@ -143,6 +154,23 @@ mod tests {
         assert_eq!(found[2].status, Err("/bin/c killed by signal 11".into()));
         assert_eq!(found[3].status, Err("/bin/d: no such program".into()));
         assert_eq!((found.len(), rest.as_str()), (4, "hangs\n"));
+    }
+
+    #[test]
+    fn commands_that_ran_together_fail_together() {
+        let joined = |parts: &[Part]| Part::joined(parts.to_vec());
+        assert_eq!(joined(&[]), None);
+        assert_eq!(joined(&[part("a", 7)]), Some(part("a", 7)));
+        assert_eq!(joined(&[part("a", 0), part("b", 0)]), Some(part("ab", 0)));
+        let died = Part {
+            output: "b".into(),
+            status: Err("killed".into()),
+        };
+        let both = joined(&[part("a", 0), died]).unwrap();
+        assert_eq!(
+            (both.output.as_str(), both.status),
+            ("ab", Err("killed".into()))
+        );
     }
 
     #[test]

@@ -29,6 +29,8 @@ safeguards! {
     Stage2All = "stage2-all",
     /// TLB maintenance after a process's mappings changed.
     ProcessPages = "process-pages",
+    /// Taking the right to write from what is logged as clean.
+    DirtyProtect = "dirty-protect",
     /// Telling VMs that their VMM's mappings change.
     Notify = "notify",
     /// Saving FP registers before somebody else's are loaded.

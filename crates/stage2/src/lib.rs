@@ -27,9 +27,11 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod dirty;
 mod entry;
 mod format;
 mod geometry;

@@ -2,14 +2,15 @@
 
 use alloc::sync::Arc;
 
-use umbra_abort::{Action, Capabilities, Slot as Lies, Stage2Fault, Stage2Kind, resolve_canonical};
+use umbra_abort::{Action, Capabilities, Slot as Lies, Stage2Fault, resolve_canonical};
 use umbra_arm64::Ipa;
 use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_linux::Errno;
 use umbra_linux::vma::Prot;
 
-use super::memory::{NotMapped, Slot};
+use super::memory::{NotMapped, Wanted};
 use super::run::Next;
+use super::slots::Slot;
 use super::vcpu::{State, Vcpu};
 use super::{exit, inject, mmio};
 use crate::mm::MmFault;
@@ -39,7 +40,10 @@ pub(super) fn stage2(vcpu: &Arc<Vcpu>, state: &mut State, fault: Stage2Fault<Ipa
     };
     match resolve_canonical(&fault, ipa, lies, capabilities) {
         Action::Map { write, exec, .. } => match slot {
-            Some(slot) => map(vcpu, ipa, slot, write, exec, fault.kind),
+            Some(slot) => {
+                let kind = fault.kind;
+                map(vcpu, ipa, slot, Wanted { write, exec, kind })
+            }
             None => Next::Guest,
         },
         Action::MakeYoung => {
@@ -111,14 +115,14 @@ pub(super) fn memory_fault(ipa: Ipa) -> Next {
 }
 
 /// Brings the VMM's page in and maps it for the guest.
-fn map(vcpu: &Arc<Vcpu>, ipa: Ipa, slot: Slot, write: bool, exec: bool, kind: Stage2Kind) -> Next {
+fn map(vcpu: &Arc<Vcpu>, ipa: Ipa, slot: Slot, wanted: Wanted) -> Next {
     let vm = &vcpu.vm;
     let Some(hva) = slot.hva_of(ipa) else {
         return Next::Guest;
     };
-    let access = if write { Prot::RW } else { Prot::READ };
+    let access = if wanted.write { Prot::RW } else { Prot::READ };
     let mapped = vm.mm.with_page(hva, access, |view| {
-        vm.memory.lock().map(ipa, &slot, &view, exec, kind)
+        vm.memory.lock().map(ipa, &slot, &view, wanted)
     });
     match mapped {
         Ok(Ok(()) | Err(NotMapped::Retry)) => Next::Guest,

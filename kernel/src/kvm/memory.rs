@@ -4,50 +4,21 @@
 //! space for the page and maps it under both, and the address space calls [`Memory::invalidate`]
 //! before a page changes. So the stage 2 never maps what the VMM no longer does.
 
-use alloc::collections::BTreeMap;
-
 use umbra_abort::{SizeRequest, SlotRange, Stage2Kind, mapping_size};
-use umbra_arm64::{Granule, Hva, Ipa, Pa, Rights, Tag, Vmid};
+use umbra_arm64::{Granule, Ipa, Pa, Rights, Tag, Vmid};
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
 use umbra_hw::tlb;
 use umbra_linux::vma::Span;
+use umbra_stage2::dirty::DirtyLog;
 use umbra_stage2::{
     Attrs, Canonical, Config, Geometry, MapError, Mapped, NoMemory, S2, Scope, TlbRequest,
 };
 
 use super::nested::Shadows;
+use super::slots::{self, Change, Slot, SlotError, Slots};
 use crate::mem::TablePages;
 use crate::mm::PageView;
-
-/// One memory slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Slot {
-    /// First address in the VM.
-    pub(super) base: Ipa,
-    /// Bytes.
-    pub(super) bytes: u64,
-    /// Where it lies in the VMM.
-    pub(super) hva: Hva,
-    /// The guest may not write it.
-    pub(super) read_only: bool,
-}
-
-impl Slot {
-    fn contains(&self, ipa: Ipa) -> bool {
-        ipa.offset_from(self.base)
-            .is_some_and(|offset| offset < self.bytes)
-    }
-
-    /// The VMM's address for an address of the VM in this slot.
-    pub(super) fn hva_of(&self, ipa: Ipa) -> Option<Hva> {
-        self.hva.checked_add(ipa.offset_from(self.base)?)
-    }
-
-    fn overlaps(&self, other: &Slot) -> bool {
-        self.base.raw() < other.base.raw() + other.bytes
-            && other.base.raw() < self.base.raw() + self.bytes
-    }
-}
 
 /// Why a page could not be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,20 +29,18 @@ pub(super) enum NotMapped {
     NoMemory,
 }
 
-/// Why a slot was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SlotError {
-    /// It overlaps another (EEXIST).
-    Overlap,
-    /// It cannot be changed that way (EINVAL).
-    Invalid,
-    /// There is no such slot to delete (EINVAL).
-    Missing,
+/// What an access that faulted needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) write: bool,
+    pub(super) exec: bool,
+    /// Why it faulted.
+    pub(super) kind: Stage2Kind,
 }
 
 /// Slots and tables of one VM.
 pub(super) struct Memory {
-    slots: BTreeMap<u32, Slot>,
+    slots: Slots,
     /// `None` only while the VM is being dropped.
     table: Option<Canonical>,
     vttbr: u64,
@@ -215,7 +184,7 @@ impl Memory {
         let table = Canonical::new(config, &TablePages).ok()?;
         let vttbr = tlb::vttbr(table.root(), vmid.number());
         Some(Self {
-            slots: BTreeMap::new(),
+            slots: Slots::new(),
             table: Some(table),
             vttbr,
             below: None,
@@ -252,39 +221,86 @@ impl Memory {
 
     /// The slot that `ipa` lies in.
     pub(super) fn slot_at(&self, ipa: Ipa) -> Option<Slot> {
-        self.slots.values().find(|slot| slot.contains(ipa)).copied()
+        self.slots.at(ipa)
     }
 
-    /// Creates, moves, changes or (with `None`) deletes slot `id`.
-    pub(super) fn set_slot(&mut self, id: u32, slot: Option<Slot>) -> Result<(), SlotError> {
-        let old = self.slots.get(&id).copied();
-        let Some(slot) = slot else {
-            let old = old.ok_or(SlotError::Missing)?;
-            self.slots.remove(&id);
-            self.evict(old.base, old.bytes);
-            return Ok(());
-        };
-        if let Some(old) = old {
-            // Only its place in the VM may change (KVM_MEM_LOG_DIRTY_PAGES apart).
-            if old.bytes != slot.bytes || old.hva != slot.hva || old.read_only != slot.read_only {
-                return Err(SlotError::Invalid);
-            }
-            if old.base == slot.base {
-                return Ok(());
-            }
+    /// Creates, moves, changes or (with `None`) deletes slot `id`; `log` is for one that logs.
+    pub(super) fn set_slot(
+        &mut self,
+        id: u32,
+        slot: Option<Slot>,
+        log: Option<DirtyLog>,
+    ) -> Result<(), SlotError> {
+        match self.slots.set(id, slot, log)? {
+            Change::Nothing => {}
+            Change::Evict(base, bytes) => self.evict(base, bytes),
+            Change::Protect(base, bytes) => self.write_protect(base, bytes),
         }
-        let taken = self
-            .slots
-            .iter()
-            .any(|(&other, existing)| other != id && existing.overlaps(&slot));
-        if taken {
-            return Err(SlotError::Overlap);
-        }
-        if let Some(old) = old {
-            self.evict(old.base, old.bytes);
-        }
-        self.slots.insert(id, slot);
         Ok(())
+    }
+
+    /// Pages of slot `id`, if it logs.
+    pub(super) fn logged_pages(&mut self, id: u32) -> Option<u64> {
+        self.slots.log(id).map(|(_, log)| log.pages())
+    }
+
+    /// The page at `ipa` was written by somebody who does not use the tables: a walker, a device.
+    pub(super) fn mark_dirty(&mut self, ipa: Ipa) {
+        self.slots.mark(ipa);
+    }
+
+    /// Reads words of the log of slot `id` from word `first` on; none beyond the slot. With `clear`,
+    /// the pages it tells are clean and read only when this returns. `false`: it does not log.
+    pub(super) fn read_log(&mut self, id: u32, first: u64, out: &mut [u64], clear: bool) -> bool {
+        let Some((slot, log)) = self.slots.log(id) else {
+            return false;
+        };
+        for (word, index) in out.iter_mut().zip(first..) {
+            *word = log.word(index);
+            if clear {
+                log.clear(index, *word);
+            }
+        }
+        if clear && let Some((base, bytes)) = slots::range_of(&slot, first, out) {
+            self.write_protect(base, bytes);
+        }
+        true
+    }
+
+    /// Clears what `bits` name, from word `first` on: those pages are clean and read only when this
+    /// returns. `false`: slot `id` does not log.
+    pub(super) fn clear_log(&mut self, id: u32, first: u64, bits: &mut [u64]) -> bool {
+        let Some((slot, log)) = self.slots.log(id) else {
+            return false;
+        };
+        for (word, index) in bits.iter_mut().zip(first..) {
+            *word = log.clear(index, *word);
+        }
+        if let Some((base, bytes)) = slots::range_of(&slot, first, bits) {
+            self.write_protect(base, bytes);
+        }
+        true
+    }
+
+    /// What was read could not be told: it is dirty still.
+    pub(super) fn restore_log(&mut self, id: u32, first: u64, bits: &[u64]) {
+        if let Some((_, log)) = self.slots.log(id) {
+            for (&word, index) in bits.iter().zip(first..) {
+                log.restore(index, word);
+            }
+        }
+    }
+
+    /// Takes the right to write from all that is mapped of the range, shadows included.
+    fn write_protect(&mut self, base: Ipa, bytes: u64) {
+        if left_out(Safeguard::DirtyProtect) {
+            return;
+        }
+        self.shadows.forget(base, bytes);
+        let vttbr = (self.vttbr, self.below);
+        self.table()
+            .write_protect(base, bytes, &TablePages)
+            .finish(&TablePages, invalidate_tlb(vttbr));
     }
 
     fn evict(&mut self, base: Ipa, bytes: u64) {
@@ -297,21 +313,10 @@ impl Memory {
 
     /// The VMM's pages of `span` change: unmaps what the guest sees of them.
     pub(super) fn invalidate(&mut self, span: Span) {
-        let (start, end) = (span.start().raw(), span.end().raw());
-        let hit: alloc::vec::Vec<_> = self
-            .slots
-            .values()
-            .filter_map(|slot| {
-                let first = slot.hva.raw().max(start);
-                let last = (slot.hva.raw() + slot.bytes).min(end);
-                (first < last).then(|| {
-                    let base = slot.base.raw() + (first - slot.hva.raw());
-                    (Ipa::new(base), last - first)
-                })
-            })
-            .collect();
-        for (base, bytes) in hit {
+        let mut from = 0;
+        while let Some((next, base, bytes)) = self.slots.next_seen_of(span, from) {
             self.evict(base, bytes);
+            from = next;
         }
     }
 
@@ -333,8 +338,7 @@ impl Memory {
         ipa: Ipa,
         slot: &Slot,
         view: &PageView,
-        exec: bool,
-        kind: Stage2Kind,
+        wanted: Wanted,
     ) -> Result<(), NotMapped> {
         if self.slot_at(ipa) != Some(*slot) {
             return Err(NotMapped::Retry);
@@ -350,7 +354,7 @@ impl Memory {
                 bytes: slot.bytes,
             },
             host_bytes: view.bytes,
-            logging: false,
+            logging: slot.logging,
             guest_bytes: None,
         });
         let at = ipa.align_down(size);
@@ -362,18 +366,23 @@ impl Memory {
         // Rights that are there stay: a fetch must not take back what a store got. A translation fault
         // found nothing; where another vCPU mapped the page since, a right to fetch that goes here
         // comes back with one permission fault, which keeps all rights.
-        let exec = exec
-            || kind != Stage2Kind::Translation
-                && self
-                    .table()
-                    .lookup(ipa, &TablePages)
-                    .is_some_and(|leaf| leaf.attrs.rights.exec_el1);
+        let had = (wanted.kind != Stage2Kind::Translation)
+            .then(|| self.table().lookup(ipa, &TablePages))
+            .flatten();
+        let exec = wanted.exec || had.is_some_and(|leaf| leaf.attrs.rights.exec_el1);
+        // While pages are logged, only one that was written is writable; a block that was not
+        // protected yet says nothing of one page.
+        let dirty = wanted.write
+            || had.is_some_and(|leaf| leaf.size == slots::PAGE && leaf.attrs.rights.write);
         let rights = Rights {
             read: true,
-            write: view.writable && !slot.read_only,
+            write: view.writable && !slot.read_only && (!slot.logging || dirty),
             exec_el0: exec,
             exec_el1: exec,
         };
+        if slot.logging && wanted.write {
+            self.slots.mark(ipa);
+        }
         if exec {
             umbra_hw::mem::sync_instructions(pa, size);
         }

@@ -11,6 +11,7 @@
 //! can cause no error here: whatever it does has an outcome in the guest or a named exit.
 
 mod device;
+mod dirty;
 mod exit;
 mod fault;
 mod firmware;
@@ -24,6 +25,7 @@ mod nested;
 mod onereg;
 mod regs;
 mod run;
+mod slots;
 mod stage1;
 mod sysreg;
 mod system;

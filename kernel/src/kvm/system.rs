@@ -50,6 +50,7 @@ pub(super) fn extension(number: u64, vm: Option<&Arc<Vm>>) -> u64 {
         | cap::KVM_CAP_ARM_SYSTEM_SUSPEND
         | cap::KVM_CAP_IRQCHIP => 1,
         cap::KVM_CAP_SYNC_MMU => 1,
+        cap::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => super::dirty::MANUAL,
         cap::KVM_CAP_ARM_VM_IPA_SIZE => u64::from(machine.pa_bits),
         cap::KVM_CAP_NR_VCPUS => crate::sched::cpus() as u64,
         cap::KVM_CAP_MAX_VCPUS | cap::KVM_CAP_MAX_VCPU_ID => MAX_VCPUS as u64,

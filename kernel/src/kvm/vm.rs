@@ -13,6 +13,7 @@ use umbra_kvm_abi::device::{CreateDevice, DeviceAttr};
 use umbra_kvm_abi::ioctl;
 use umbra_kvm_abi::irq::{IoEventFd, IrqFd, IrqLevel};
 use umbra_kvm_abi::memory::{
+    ClearDirtyLog, DirtyLog as GetDirtyLog, KVM_DIRTY_LOG_INITIALLY_SET, KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_MAX_NR_PAGES, KVM_MEM_READONLY, KVM_USER_MEM_SLOTS, UserspaceMemoryRegion,
     UserspaceMemoryRegion2,
 };
@@ -22,12 +23,14 @@ use umbra_kvm_abi::vcpu::{
 };
 use umbra_linux::Errno;
 use umbra_linux::vma::{Span, USER_END};
+use umbra_stage2::dirty::DirtyLog;
 
 use super::gic::Gic;
 use super::ioeventfd::IoEvents;
-use super::memory::{Machine, Memory, Slot, SlotError};
+use super::memory::{Machine, Memory};
+use super::slots::{Slot, SlotError};
 use super::vcpu::{Vcpu, VcpuFile};
-use super::{errno, read_struct, system, write_struct};
+use super::{dirty, errno, read_struct, system, write_struct};
 use crate::file::{Call, File};
 use crate::mm::{Mm, Notifier};
 
@@ -38,6 +41,8 @@ pub(super) struct Options {
     pub(super) nisv_to_user: bool,
     /// KVM_CAP_ARM_SYSTEM_SUSPEND.
     pub(super) system_suspend: bool,
+    /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: `KVM_DIRTY_LOG_*`, 0 while it is not enabled.
+    pub(super) manual_dirty_log: u64,
     /// The features of the first vCPU that was initialised: the others must have the same.
     pub(super) features: Option<VcpuFeatures>,
 }
@@ -124,7 +129,7 @@ impl Vm {
 
     fn set_memory(&self, region: &UserspaceMemoryRegion) -> Result<u64, Errno> {
         let page = 4096;
-        let known = region.flags & !KVM_MEM_READONLY == 0;
+        let known = region.flags & !(KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES) == 0;
         let aligned = (region.memory_size | region.guest_phys_addr | region.userspace_addr)
             .is_multiple_of(page);
         let end = region.guest_phys_addr.checked_add(region.memory_size);
@@ -143,12 +148,21 @@ impl Vm {
             bytes: region.memory_size,
             hva: Hva::new(region.userspace_addr),
             read_only: region.flags & KVM_MEM_READONLY != 0,
+            logging: region.flags & KVM_MEM_LOG_DIRTY_PAGES != 0,
         });
         if slot.is_some() && end > 1 << self.ipa_bits {
             // Row N25: refused where it is made. Linux answers EFAULT.
             return Err(Errno::EINVAL);
         }
-        match self.memory.lock().set_slot(region.slot, slot) {
+        let log = match slot {
+            Some(slot) if slot.logging => {
+                let set = self.options.lock().manual_dirty_log & KVM_DIRTY_LOG_INITIALLY_SET != 0;
+                crate::mem::top_up();
+                Some(DirtyLog::new(slot.pages(), set).map_err(|_| Errno::ENOMEM)?)
+            }
+            _ => None,
+        };
+        match self.memory.lock().set_slot(region.slot, slot, log) {
             Ok(()) => Ok(0),
             Err(SlotError::Overlap) => Err(Errno::EEXIST),
             Err(SlotError::Invalid | SlotError::Missing) => Err(Errno::EINVAL),
@@ -187,6 +201,9 @@ impl Vm {
         match cap.cap {
             cap::KVM_CAP_ARM_NISV_TO_USER => options.nisv_to_user = true,
             cap::KVM_CAP_ARM_SYSTEM_SUSPEND => options.system_suspend = true,
+            cap::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 if dirty::is_valid_option(cap.args[0]) => {
+                options.manual_dirty_log = cap.args[0];
+            }
             _ => return Err(Errno::EINVAL),
         }
         Ok(0)
@@ -215,6 +232,12 @@ impl File for VmFile {
             }
             r if r == raw(ioctl::KVM_SET_USER_MEMORY_REGION2) => {
                 vm.set_memory(&read_struct::<UserspaceMemoryRegion2>(&mm, arg)?.region)
+            }
+            r if r == raw(ioctl::KVM_GET_DIRTY_LOG) => {
+                dirty::get(vm, &read_struct::<GetDirtyLog>(&mm, arg)?)
+            }
+            r if r == raw(ioctl::KVM_CLEAR_DIRTY_LOG) => {
+                dirty::clear(vm, &read_struct::<ClearDirtyLog>(&mm, arg)?)
             }
             r if r == raw(ioctl::KVM_ARM_PREFERRED_TARGET) => {
                 let init = VcpuInit {

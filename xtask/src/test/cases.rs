@@ -304,10 +304,11 @@ fn fixed(nonce: &str) -> Vec<Case> {
 }
 
 /// The groups of kvm-probe's questions, as its filter takes them.
-const PROBES: [&str; 12] = [
+const PROBES: [&str; 13] = [
     "system/",
     "vcpus/",
     "slots/",
+    "dirty/",
     "mmio/",
     "run/",
     "regs/",

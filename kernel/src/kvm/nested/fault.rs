@@ -17,8 +17,9 @@ use umbra_linux::vma::Prot;
 use umbra_nested::stage2::{self, Access, Stage2Config};
 use umbra_nested::{Features, GuestMemory, MemoryError};
 
-use super::super::memory::{NotMapped, Slot};
+use super::super::memory::NotMapped;
 use super::super::run::Next;
+use super::super::slots::Slot;
 use super::super::vcpu::{State, Vcpu};
 use super::super::vm::Vm;
 use super::super::{exit, fault, inject, mmio};
@@ -65,7 +66,11 @@ impl GuestMemory for VmMemory<'_> {
             .mm
             .compare_exchange_u64(hva, old, new)
             .map_err(|_| MemoryError::NotMapped)?;
-        Ok(if found == old { Ok(()) } else { Err(found) })
+        if found != old {
+            return Ok(Err(found));
+        }
+        self.0.memory.lock().mark_dirty(at);
+        Ok(Ok(()))
     }
 }
 
@@ -250,7 +255,7 @@ fn map(
                 bytes: slot.bytes,
             },
             host_bytes: view.bytes,
-            logging: false,
+            logging: slot.logging,
             guest_bytes: Some(translation.bytes),
         });
         let base = ipa.align_down(size);
@@ -260,13 +265,16 @@ fn map(
             .ok_or(NotMapped::Retry)?;
         let pa = Pa::new(view.pa.raw() + offset);
         let writable = view.writable && !slot.read_only;
-        let rights = shadow_rights(translation.rights, writable, false, write);
+        let rights = shadow_rights(translation.rights, writable, slot.logging, write);
         if rights.exec_el0 || rights.exec_el1 {
             umbra_hw::mem::sync_instructions(pa, size);
         }
         let mut memory = vm.memory.lock();
         if memory.slot_at(ipa) != Some(*slot) {
             return Err(NotMapped::Retry);
+        }
+        if write {
+            memory.mark_dirty(ipa);
         }
         memory
             .shadows

@@ -1,0 +1,213 @@
+//! A VM's memory slots: which of its addresses are the VMM's memory, and which of their pages were
+//! written (KVM_MEM_LOG_DIRTY_PAGES).
+//!
+//! What always holds: no two slots share an address, so the one at an address is found by order; a
+//! slot has a log if and only if it says `logging`. Nothing here knows of tables: [`Change`] says
+//! what a caller has to do to them, under the same lock.
+
+use alloc::collections::BTreeMap;
+
+use umbra_arm64::{Hva, Ipa};
+use umbra_linux::vma::Span;
+use umbra_stage2::dirty::{self, DirtyLog, PAGES_PER_WORD};
+
+/// Bytes of a page of the log.
+pub(super) const PAGE: u64 = 4096;
+
+/// One memory slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slot {
+    /// First address in the VM.
+    pub(super) base: Ipa,
+    /// Bytes.
+    pub(super) bytes: u64,
+    /// Where it lies in the VMM.
+    pub(super) hva: Hva,
+    /// The guest may not write it.
+    pub(super) read_only: bool,
+    /// Writes are logged, so only what was written is writable, page by page.
+    pub(super) logging: bool,
+}
+
+impl Slot {
+    fn contains(&self, ipa: Ipa) -> bool {
+        ipa.offset_from(self.base)
+            .is_some_and(|offset| offset < self.bytes)
+    }
+
+    /// The VMM's address for an address of the VM in this slot.
+    pub(super) fn hva_of(&self, ipa: Ipa) -> Option<Hva> {
+        self.hva.checked_add(ipa.offset_from(self.base)?)
+    }
+
+    /// Pages of the slot.
+    pub(super) fn pages(&self) -> u64 {
+        self.bytes / PAGE
+    }
+
+    fn end(&self) -> u64 {
+        self.base.raw().saturating_add(self.bytes)
+    }
+}
+
+/// Why a slot was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SlotError {
+    /// It overlaps another (EEXIST).
+    Overlap,
+    /// It cannot be changed that way (EINVAL).
+    Invalid,
+    /// There is no such slot to delete (EINVAL).
+    Missing,
+}
+
+/// What a change of slots asks of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing.
+    Nothing,
+    /// What is mapped of the range goes.
+    Evict(Ipa, u64),
+    /// What is mapped of the range is read only.
+    Protect(Ipa, u64),
+}
+
+/// Slots by number and by address, and their logs.
+pub(super) struct Slots {
+    by_id: BTreeMap<u32, Slot>,
+    by_base: BTreeMap<u64, u32>,
+    logs: BTreeMap<u32, DirtyLog>,
+}
+
+impl Slots {
+    pub(super) const fn new() -> Self {
+        Self {
+            by_id: BTreeMap::new(),
+            by_base: BTreeMap::new(),
+            logs: BTreeMap::new(),
+        }
+    }
+
+    /// The number of the slot that `ipa` lies in, and the slot.
+    fn find(&self, ipa: Ipa) -> Option<(u32, Slot)> {
+        let (_, &id) = self.by_base.range(..=ipa.raw()).next_back()?;
+        let slot = self.by_id.get(&id)?;
+        slot.contains(ipa).then_some((id, *slot))
+    }
+
+    /// The slot that `ipa` lies in.
+    pub(super) fn at(&self, ipa: Ipa) -> Option<Slot> {
+        self.find(ipa).map(|(_, slot)| slot)
+    }
+
+    fn is_taken(&self, id: u32, slot: &Slot) -> bool {
+        self.by_base
+            .range(..slot.end())
+            .rev()
+            .filter(|&(_, &other)| other != id)
+            .map(|(_, other)| self.by_id.get(other))
+            .next()
+            .flatten()
+            .is_some_and(|other| other.end() > slot.base.raw())
+    }
+
+    /// Creates, moves, changes or (with `None`) deletes slot `id`. A slot that logs brings a
+    /// `log`, for the case that it begins to; one whose pages are all set protects nothing yet.
+    pub(super) fn set(
+        &mut self,
+        id: u32,
+        slot: Option<Slot>,
+        log: Option<DirtyLog>,
+    ) -> Result<Change, SlotError> {
+        let old = self.by_id.get(&id).copied();
+        let Some(slot) = slot else {
+            let old = old.ok_or(SlotError::Missing)?;
+            self.by_id.remove(&id);
+            self.by_base.remove(&old.base.raw());
+            self.logs.remove(&id);
+            return Ok(Change::Evict(old.base, old.bytes));
+        };
+        if slot.logging && log.is_none() {
+            return Err(SlotError::Invalid);
+        }
+        if let Some(old) = old
+            && (old.bytes != slot.bytes || old.hva != slot.hva || old.read_only != slot.read_only)
+        {
+            // Only its place in the VM and its log may change.
+            return Err(SlotError::Invalid);
+        }
+        if self.is_taken(id, &slot) {
+            return Err(SlotError::Overlap);
+        }
+        let change = match old {
+            None => Change::Nothing,
+            Some(old) if old.base != slot.base => Change::Evict(old.base, old.bytes),
+            // Pages become blocks again, by new faults.
+            Some(old) if old.logging && !slot.logging => Change::Evict(old.base, old.bytes),
+            Some(old) if !old.logging && slot.logging => {
+                if log.as_ref().is_some_and(|log| log.word(0) & 1 == 1) {
+                    Change::Nothing
+                } else {
+                    Change::Protect(old.base, old.bytes)
+                }
+            }
+            Some(_) => Change::Nothing,
+        };
+        if let Some(old) = old {
+            self.by_base.remove(&old.base.raw());
+        }
+        match log.filter(|_| slot.logging) {
+            // A log that is there goes on.
+            Some(log) => {
+                self.logs.entry(id).or_insert(log);
+            }
+            None => {
+                self.logs.remove(&id);
+            }
+        }
+        self.by_base.insert(slot.base.raw(), id);
+        self.by_id.insert(id, slot);
+        Ok(change)
+    }
+
+    /// Slot `id` and its log.
+    pub(super) fn log(&mut self, id: u32) -> Option<(Slot, &mut DirtyLog)> {
+        Some((*self.by_id.get(&id)?, self.logs.get_mut(&id)?))
+    }
+
+    /// The page at `ipa` is about to be written, or was.
+    pub(super) fn mark(&mut self, ipa: Ipa) {
+        let Some((id, slot)) = self.find(ipa) else {
+            return;
+        };
+        if let (Some(log), Some(offset)) = (self.logs.get_mut(&id), ipa.offset_from(slot.base)) {
+            log.mark(offset / PAGE);
+        }
+    }
+
+    /// What the VM sees of the VMM's pages of `span`, in the first slot from number `from` on that
+    /// shows any; with the number to go on from. One at a time: there may be more than a list holds.
+    pub(super) fn next_seen_of(&self, span: Span, from: u32) -> Option<(u32, Ipa, u64)> {
+        let (start, end) = (span.start().raw(), span.end().raw());
+        self.by_id.range(from..).find_map(|(id, slot)| {
+            let first = slot.hva.raw().max(start);
+            let last = (slot.hva.raw() + slot.bytes).min(end);
+            (first < last).then(|| {
+                let base = slot.base.raw() + (first - slot.hva.raw());
+                (id + 1, Ipa::new(base), last - first)
+            })
+        })
+    }
+}
+
+/// The pages of `slot` that bits of consecutive words name, from word `first` on: the smallest range
+/// of addresses that holds them all.
+pub(super) fn range_of(slot: &Slot, first: u64, bits: &[u64]) -> Option<(Ipa, u64)> {
+    let low = bits.iter().position(|&word| word != 0)?;
+    let high = bits.iter().rposition(|&word| word != 0)?;
+    let (from, _) = dirty::hull(bits[low])?;
+    let (last, count) = dirty::hull(bits[high])?;
+    let from = (first + low as u64) * PAGES_PER_WORD + from;
+    let to = (first + high as u64) * PAGES_PER_WORD + last + count;
+    Some((slot.base.checked_add(from * PAGE)?, (to - from) * PAGE))
+}

@@ -59,7 +59,20 @@ global_asm!(
     "bl umbra_guest_secondary",
     // Registers of this CPU. x19 = its number. Leaves with its stack.
     "cpu_setup:",
-    "ldr x1, =umbra_guest_vectors",
+    // At EL2: its E2H form, as host (TGE), so that the names of EL1's registers are EL2's own.
+    "mrs x1, CurrentEL",
+    "cmp x1, #8",
+    "b.ne 4f",
+    "ldr x1, =0x488000000", // E2H, RW, TGE
+    "msr hcr_el2, x1",
+    "isb",
+    "msr vttbr_el2, xzr",
+    "msr cntvoff_el2, xzr",
+    "mrs x1, midr_el1",
+    "msr vpidr_el2, x1",
+    "mrs x1, mpidr_el1",
+    "msr vmpidr_el2, x1",
+    "4: ldr x1, =umbra_guest_vectors",
     "msr vbar_el1, x1",
     "mov x1, #3 << 20",
     "msr cpacr_el1, x1",

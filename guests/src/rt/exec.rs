@@ -195,3 +195,29 @@ pub fn load_by_stack_pointer(addr: u64) {
         );
     }
 }
+
+/// Returns by `eret` from mode `here` to `there`, the same level with SP_EL0 as its stack pointer, and
+/// by another `eret` back, all masked.
+pub fn through_other_stack(here: u64, there: u64) {
+    // SAFETY: nothing is pushed in between, interrupts are masked, and a synchronous exception
+    // switches to the usual stack pointer by itself.
+    unsafe {
+        core::arch::asm!(
+            "adr {scratch}, 2f",
+            "msr elr_el1, {scratch}",
+            "msr spsr_el1, {there}",
+            "isb",
+            "eret",
+            "2: adr {scratch}, 3f",
+            "msr elr_el1, {scratch}",
+            "msr spsr_el1, {here}",
+            "isb",
+            "eret",
+            "3: nop",
+            scratch = out(reg) _,
+            there = in(reg) there | 0x3c0,
+            here = in(reg) here | 0x3c0,
+            options(nostack)
+        );
+    }
+}

@@ -35,6 +35,8 @@ pub struct Fault {
     pub far: u64,
     /// ELR_EL1.
     pub elr: u64,
+    /// SPSR_EL1.
+    pub spsr: u64,
     /// Exceptions that the same probe took in all.
     pub count: u64,
 }
@@ -58,6 +60,7 @@ struct Probe {
     esr: AtomicU64,
     far: AtomicU64,
     elr: AtomicU64,
+    spsr: AtomicU64,
 }
 
 static PROBES: [Probe; MAX_CPUS] = [const {
@@ -68,6 +71,7 @@ static PROBES: [Probe; MAX_CPUS] = [const {
         esr: AtomicU64::new(0),
         far: AtomicU64::new(0),
         elr: AtomicU64::new(0),
+        spsr: AtomicU64::new(0),
     }
 }; MAX_CPUS];
 
@@ -92,6 +96,7 @@ pub fn expect<T>(probe: impl FnOnce() -> T) -> Option<Fault> {
         esr: mine.esr.load(Relaxed),
         far: mine.far.load(Relaxed),
         elr: mine.elr.load(Relaxed),
+        spsr: mine.spsr.load(Relaxed),
         count,
     })
 }
@@ -111,6 +116,7 @@ fn record(frame: &Frame, serror: bool) {
         mine.esr.store(esr, Relaxed);
         mine.far.store(far, Relaxed);
         mine.elr.store(frame.elr, Relaxed);
+        mine.spsr.store(frame.spsr, Relaxed);
     }
     assert!(
         count < LIMIT,
@@ -128,8 +134,8 @@ pub(super) fn synchronous(frame: &mut Frame) {
         0 if !mem::in_image(frame.elr) => frame.elr = frame.x[30],
         // Illegal state: ELR is where the bad return went, nothing has been executed there.
         0x0e => frame.spsr &= !PSTATE_IL,
-        // SVC returns behind itself.
-        0x15 => {}
+        // SVC, and at EL2 HVC, return behind themselves.
+        0x15 | 0x16 => {}
         _ => frame.elr += 4,
     }
 }

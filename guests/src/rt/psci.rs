@@ -49,9 +49,10 @@ pub fn smc(function: u64, args: [u64; 3]) -> [u64; 4] {
     [x0, a, b, c]
 }
 
-/// A PSCI call's status.
+/// A PSCI call's status, by smc at EL2, whose hvc goes to itself.
 pub fn call(function: u64, args: [u64; 3]) -> i32 {
-    hvc(function, args)[0] as i32
+    let conduit = if super::at_el2() { smc } else { hvc };
+    conduit(function, args)[0] as i32
 }
 
 /// Ends the machine.

@@ -321,7 +321,8 @@ impl Bench<'_> {
             "sha256sum /bin/umbra-vmm\n{}\nstatus=$?\necho \"umbra: umbra-vmm exited $status\"\nexit $status\n",
             shell_line(&self.guest_command(cpus))
         );
-        self.reference(file, &script, self.guest(flavour, log)?.into(), cpus, log)
+        let items = self.guest(flavour, log)?.into();
+        self.reference(file, &script, items, (cpus, ""), log)
     }
 
     /// On Linux with KVM: the same suites, told that it is not umbra they ask.
@@ -343,7 +344,12 @@ impl Bench<'_> {
             let end = case.epilogue("$?");
             script.push_str(&format!("{}\necho \"{end}\"\n", shell_line(&command)));
         }
-        self.reference(file, &script, items, cpus, log)
+        // Linux gives guests EL2 only if it is told so at boot.
+        let mode = match suites.iter().any(Case::is_nested) {
+            true => " kvm-arm.mode=nested",
+            false => "",
+        };
+        self.reference(file, &script, items, (cpus, mode), log)
     }
 
     /// Linux with KVM in umbra's place, on the same machine; it runs the script.
@@ -352,7 +358,7 @@ impl Bench<'_> {
         file: &str,
         script: &str,
         more: Vec<Item>,
-        cpus: u32,
+        (cpus, words): (u32, &str),
         log: &mut Transcript,
     ) -> Result<Machine> {
         let host = setup::guest_files(self.ws, Flavour::Newest)?;
@@ -364,7 +370,7 @@ impl Bench<'_> {
         items.extend(more);
         let initrd = guest::save(self.ws, file, &guest::initramfs(self.ws, &host, &items)?)?;
         let append = format!(
-            "console=ttyAMA0 panic=-1 umbra.storey=L0 umbra.do=run umbra.nonce={}",
+            "console=ttyAMA0 panic=-1 umbra.storey=L0 umbra.do=run umbra.nonce={}{words}",
             self.nonce
         );
         Ok(Machine {

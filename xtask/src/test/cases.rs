@@ -113,6 +113,11 @@ impl Case {
         }
     }
 
+    /// Whether it needs a hypervisor that gives its guest EL2.
+    pub(crate) fn is_nested(&self) -> bool {
+        matches!(&self.work, Work::Payload(_, options) if options.iter().any(|o| o == "--nested"))
+    }
+
     /// Whether it boots umbra.
     pub(crate) fn needs_umbra(&self) -> bool {
         !matches!(self.work, Work::Reference(_) | Work::ReferenceSuites(_))
@@ -153,8 +158,10 @@ pub(crate) fn all(ws: &Workspace, nonce: &str) -> Result<Vec<Case>> {
     for (name, source) in build::payload_sources(ws)? {
         cases.push(from_payload(name, &source)?);
     }
-    let suites = cases.iter().filter(|c| c.is_suite()).cloned().collect();
-    cases.push(reference_suites(suites));
+    let suites = cases.iter().filter(|c| c.is_suite()).cloned();
+    let (nested, plain) = suites.partition(Case::is_nested);
+    cases.push(reference_suites("reference/suites-linux-kvm", plain));
+    cases.push(reference_suites("reference/l1-linux-kvm", nested));
     Ok(cases)
 }
 
@@ -321,7 +328,7 @@ const PROBES: [&str; 13] = [
 ];
 
 /// All suites in one boot of Linux with KVM.
-fn reference_suites(suites: Vec<Case>) -> Case {
+fn reference_suites(name: &str, suites: Vec<Case>) -> Case {
     let expect: Vec<String> = suites
         .iter()
         .map(|c| {
@@ -330,7 +337,6 @@ fn reference_suites(suites: Vec<Case>) -> Case {
         })
         .collect();
     let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
-    let name = "reference/suites-linux-kvm";
     Case::new(name, 2, Work::ReferenceSuites(suites), 600, &expect)
         .full_only("what Linux answers to the suites changes with the suites alone")
 }

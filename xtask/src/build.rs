@@ -135,7 +135,10 @@ pub(crate) fn payload_sources(ws: &Workspace) -> Result<Vec<(String, PathBuf)>> 
     Ok(found)
 }
 
-/// Builds all guest payloads.
+/// The program that compares the walks of tables with the CPU's own, at EL2 in umbra's place.
+pub(crate) const ORACLE: &str = "at_oracle";
+
+/// Builds all guest payloads, and the oracle.
 pub(crate) fn payloads(ws: &Workspace) -> Result<Payloads> {
     run(command(ws).args([
         "build",
@@ -143,13 +146,16 @@ pub(crate) fn payloads(ws: &Workspace) -> Result<Payloads> {
         "--release",
         "-p",
         "umbra-guests",
+        "-p",
+        "umbra-oracle",
         "--bins",
         "--target",
         BARE,
     ]))?;
     let folder = ws.folder("image")?;
     let mut built = Payloads::new();
-    for (name, _) in payload_sources(ws)? {
+    let guests = payload_sources(ws)?.into_iter().map(|(name, _)| name);
+    for name in guests.chain([ORACLE.to_owned()]) {
         let image = folder.join(format!("payload-{name}.Image"));
         image::write(&ws.target().join(BARE).join("release").join(&name), &image)?;
         built.insert(name, image);

@@ -5,7 +5,7 @@ use super::cases::{Case, HELLO, Work};
 use super::judge::{Part, Passed, judge, parts};
 use super::report::{Tally, tail};
 use crate::bootargs::BootArgs;
-use crate::build::{Kernel, Payloads, Programs, TestPrograms};
+use crate::build::{self, Kernel, Payloads, Programs, TestPrograms};
 use crate::cargo::shell_word;
 use crate::guest::{self, Item};
 use crate::hash;
@@ -165,7 +165,9 @@ impl Bench<'_> {
                 let judged = judge(&cases[0], &ended(&outcome.console));
                 Ok(vec![judged.and_then(|passed| same.map(|()| passed))])
             }
-            Work::ReferenceSuites(_) => Ok(vec![judge(&cases[0], &ended(&outcome.console))]),
+            Work::Oracle(_) | Work::ReferenceSuites(_) => {
+                Ok(vec![judge(&cases[0], &ended(&outcome.console))])
+            }
             Work::Program(..) | Work::Payload(..) | Work::Linux(_) | Work::Nested(..) => {
                 Ok(by_part(cases, outcome))
             }
@@ -194,6 +196,7 @@ impl Bench<'_> {
         let file = format!("test-{name}.cpio");
         let cpus = cases[0].cpus;
         match &cases[0].work {
+            Work::Oracle(tables) => return self.oracle(*tables),
             Work::Reference(flavour) => {
                 return self.reference_guest(&file, *flavour, cpus, log);
             }
@@ -280,10 +283,21 @@ impl Bench<'_> {
                 items.push(Item::from_file("/guest/initrd", &initrd)?);
                 Ok(storeys.commands(self.nonce))
             }
-            Work::First(..) | Work::Reference(_) | Work::ReferenceSuites(_) => {
+            Work::First(..) | Work::Oracle(_) | Work::Reference(_) | Work::ReferenceSuites(_) => {
                 bail!("{} boots by itself", case.name)
             }
         }
+    }
+
+    /// The oracle in umbra's place.
+    fn oracle(&self, tables: u32) -> Result<Machine> {
+        let kernel = self.payloads.get(build::ORACLE).context("no oracle")?;
+        Ok(Machine {
+            cpus: 1,
+            kernel: kernel.clone(),
+            initrd: guest::save(self.ws, "empty.cpio", &guest::initrd(&[])?)?,
+            append: format!("seed=1 tables={tables}"),
+        })
     }
 
     fn guest(&self, flavour: Flavour, log: &mut Transcript) -> Result<[Item; 2]> {

@@ -52,6 +52,8 @@ pub(crate) enum Work {
     Nested(Storeys),
     /// A payload, by its name, on umbra-vmm on umbra, with further options for the VMM.
     Payload(String, Vec<String>),
+    /// The walks of `crates/nested` against the CPU's own on so many random tables, in umbra's place.
+    Oracle(u32),
     /// The same VMM and guest on Linux with KVM instead of umbra.
     Reference(Flavour),
     /// The same suites on Linux with KVM instead of umbra: what they ask, Linux answers.
@@ -120,7 +122,10 @@ impl Case {
 
     /// Whether it boots umbra.
     pub(crate) fn needs_umbra(&self) -> bool {
-        !matches!(self.work, Work::Reference(_) | Work::ReferenceSuites(_))
+        !matches!(
+            self.work,
+            Work::Oracle(_) | Work::Reference(_) | Work::ReferenceSuites(_)
+        )
     }
 
     /// Whether it shares its boot with others of its kind. A Linux guest does not: what it leaves
@@ -133,6 +138,7 @@ impl Case {
             Work::First(..)
             | Work::Linux(_)
             | Work::Nested(..)
+            | Work::Oracle(_)
             | Work::Reference(_)
             | Work::ReferenceSuites(_) => false,
         }
@@ -202,6 +208,15 @@ fn fixed(nonce: &str) -> Vec<Case> {
         let inner = report(2, nonce);
         let expect = [outer.as_str(), &inner, "(?m)^umbra: umbra-vmm exited 0$"];
         Case::new(name, 2, Reference(flavour), 300, &expect)
+    };
+    let oracle = |name: &str, tables: u32, limit: u64| {
+        let tables_told = format!("(?m)^{tables} tables, [1-9]\\d+ questions$");
+        let expect = [
+            &tables_told,
+            "(?m)^ok oracle/differences: 0$",
+            "(?m)^done oracle$",
+        ];
+        Case::new(name, 1, Work::Oracle(tables), limit, &expect)
     };
     let mut cases = vec![
         up(1),
@@ -278,6 +293,9 @@ fn fixed(nonce: &str) -> Vec<Case> {
             "nested/16k-4k",
             storeys(Flavour::Pages16k, 2, Flavour::Newest, 1),
         ),
+        oracle("oracle/at", 20_000, 120),
+        oracle("oracle/at-million", 1_000_000, 1800)
+            .full_only("fifty times the tables of oracle/at"),
         reference("reference/linux-kvm", Flavour::Newest),
         reference("reference/linux-kvm-16k", Flavour::Pages16k)
             .full_only("a second look at the reference"),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// Each package and all it may use of ours, by any kind of dependency.
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
     ("umbra-arm64", &[]),
     ("umbra-abort", &["umbra-arm64"]),
     ("umbra-frames", &["umbra-arm64"]),
@@ -33,6 +33,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
         ],
     ),
     ("umbra-guests", &["umbra-arm64"]),
+    ("umbra-oracle", &["umbra-arm64", "umbra-nested"]),
     ("umbra-init", &[]),
     ("umbra-vmm", &["umbra-kvm-abi"]),
     ("xtask", &[]),

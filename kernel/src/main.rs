@@ -30,6 +30,8 @@ mod mm;
 #[cfg(target_os = "none")]
 mod panic;
 #[cfg(target_os = "none")]
+mod poison;
+#[cfg(target_os = "none")]
 mod proc;
 #[cfg(target_os = "none")]
 mod sched;

@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use umbra_arm64::Pa;
-use umbra_frames::{CHUNK_ORDER, FRAME, Frames, Owner, Pool, Released};
+use umbra_frames::{CHUNK_ORDER, FRAME, Frames, Owner, Pool, Released, Standing};
 use umbra_hw::sync::SpinLock;
 use umbra_stage2::{NoMemory, Tables};
 
@@ -116,6 +116,21 @@ pub(crate) fn owner(pa: Pa) -> Option<Owner> {
 /// Order of the allocated block that `pa` lies in.
 pub(crate) fn block_order(pa: Pa) -> Option<u8> {
     with(|frames| frames.block_of(pa).map(|(_, order, _)| order))
+}
+
+/// Whether `pa` is memory that this table keeps, bad frames included.
+pub(crate) fn is_ram(pa: Pa) -> bool {
+    with(|frames| frames.is_ram(pa))
+}
+
+/// The frame of `pa` is bad: it is never given out again.
+pub(crate) fn retire(pa: Pa) -> Standing {
+    with(|frames| frames.retire(pa))
+}
+
+/// Frames that are out of use for good.
+pub(crate) fn retired_frames() -> u64 {
+    with(|frames| frames.retired_frames())
 }
 
 /// Frames free and in all.

@@ -421,6 +421,12 @@ impl<'a> Frames<'a> {
         Standing::Free
     }
 
+    /// Whether `pa` lies in a frame that was added, retired or not.
+    pub fn is_ram(&self, pa: Pa) -> bool {
+        self.index(pa)
+            .is_some_and(|frame| self.word(frame).state() != State::Reserved)
+    }
+
     /// Whether the frame of `pa` is marked bad or retired.
     pub fn is_bad(&self, pa: Pa) -> bool {
         self.index(pa).is_some_and(|frame| {

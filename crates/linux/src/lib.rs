@@ -11,6 +11,7 @@
 //!  files     fd ── fs ── cpio        names and contents
 //!            pipe eventfd timerfd tty epoll      things that become ready
 //!  threads   futex signal wait       who waits for whom
+//!  testing   einj                    how memory errors are injected
 //!  shared    errno outcome events time uapi      the words they are told in
 //! ```
 //!
@@ -24,6 +25,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod cpio;
+pub mod einj;
 pub mod elf;
 pub mod epoll;
 pub mod errno;

@@ -8,6 +8,7 @@ mod device;
 pub(crate) mod epoll;
 mod eventfd;
 mod pipe;
+mod poison;
 mod text;
 mod timerfd;
 

@@ -114,5 +114,13 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
             }
             Ok(())
         }
+        ProcFile::EinjTable
+        | ProcFile::BadFrames
+        | ProcFile::PageMap
+        | ProcFile::Einj(_)
+        | ProcFile::CorruptPfn => {
+            out.push_str(&super::poison::text(which).unwrap_or_default());
+            Ok(())
+        }
     }
 }

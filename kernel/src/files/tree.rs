@@ -8,11 +8,13 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use umbra_hw::sync::SpinLock;
-use umbra_linux::fs::{BootError, Chunk, Device, Fs, InodeId, Limits, OpenFile, OpenFlags, Opened};
+use umbra_linux::fs::{
+    BootError, Chunk, Device, Fs, InodeId, Limits, OpenFile, OpenFlags, Opened, ProcFile,
+};
 use umbra_linux::time::Timespec;
 use umbra_linux::{Errno, Stop, uapi};
 
-use super::{Full, Null, Random, Zero, text, tty};
+use super::{Full, Null, Random, Zero, poison, text, tty};
 use crate::file::{Call, Description, File};
 use crate::mm::{FilePages, Object};
 use crate::proc::Paths;
@@ -216,7 +218,11 @@ pub(crate) fn open(
                 return Err(errno);
             }
         },
-        Opened::Proc(which) => Arc::new(text::Text::new(text::make(call, which))),
+        Opened::Proc(ProcFile::PageMap) => Arc::new(poison::PageMap),
+        Opened::Proc(which) => match poison::Control::new(which) {
+            Some(control) => Arc::new(control),
+            None => Arc::new(text::Text::new(text::make(call, which))),
+        },
     };
     Ok((Description::of_tree(file, shown, id), parsed.cloexec))
 }

@@ -9,7 +9,7 @@ use umbra_kvm_abi::exit::{Exit as VmmExit, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_RE
 
 use super::run::Next;
 use super::vcpu::{State, Vcpu, has_ras};
-use super::{fault, firmware, inject, nested, sysreg};
+use super::{fault, firmware, inject, nested, sea, sysreg};
 use crate::trace::{self, Event};
 
 /// A synchronous exit.
@@ -93,13 +93,8 @@ fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) ->
         return nested::shadow_fault(vcpu, state, esr, fault);
     }
     match classify::<Ipa>(esr, Gva::new(far), Some(Hpfar::new(hpfar)), context) {
-        Abort::Stage2(fault) => fault::stage2(vcpu, state, fault),
-        Abort::Sea(sea) => {
-            // Until the VMM can be told (KVM_CAP_ARM_SEA_TO_USER): an SError for the guest, as Linux.
-            log::warn!("vCPU {}: external abort, owner {:?}", vcpu.id, sea.owner);
-            state.pending_serror = Some(None);
-            Next::Guest
-        }
+        Abort::Stage2(fault) => fault::stage2(vcpu, state, esr, fault),
+        Abort::Sea(sea) => sea::met(vcpu, state, &sea),
         Abort::SError(effect) => serror_effect(vcpu, state, effect),
         Abort::TlbConflict => {
             umbra_hw::tlb::Stage2::with(vcpu.vm.vttbr, umbra_hw::tlb::Stage2::all);
@@ -145,7 +140,11 @@ pub(super) fn serror(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64) -> Next {
 fn serror_effect(vcpu: &Arc<Vcpu>, state: &mut State, effect: SErrorEffect) -> Next {
     match effect {
         SErrorEffect::Resume => log::warn!("vCPU {}: a corrected memory error", vcpu.id),
-        SErrorEffect::InjectIntoGuest => state.pending_serror = Some(None),
+        SErrorEffect::InjectIntoGuest => {
+            state.pending_serror = Some(None);
+            // Entered anew, which makes it pending.
+            return Next::Interrupt;
+        }
         SErrorEffect::Fatal => {
             panic!("an uncontainable memory error: nothing that umbra holds can be trusted")
         }

@@ -2,8 +2,8 @@
 
 use alloc::sync::Arc;
 
-use umbra_abort::{Action, Capabilities, Slot as Lies, Stage2Fault, resolve_canonical};
-use umbra_arm64::Ipa;
+use umbra_abort::{Action, Capabilities, Poison, Slot as Lies, Stage2Fault, resolve_canonical};
+use umbra_arm64::{Esr, Hva, Ipa, Pa};
 use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_linux::Errno;
 use umbra_linux::vma::Prot;
@@ -12,12 +12,20 @@ use super::memory::{NotMapped, Wanted};
 use super::run::Next;
 use super::slots::Slot;
 use super::vcpu::{State, Vcpu};
-use super::{exit, inject, mmio};
+use super::{exit, inject, mmio, sea};
 use crate::mm::MmFault;
 use crate::trace::{self, Event};
 
+/// A broken page: where in the VMM, its frame, and how far the news had spread.
+pub(super) type Bad = (Hva, Pa, Poison);
+
 /// A fault on the canonical stage 2.
-pub(super) fn stage2(vcpu: &Arc<Vcpu>, state: &mut State, fault: Stage2Fault<Ipa>) -> Next {
+pub(super) fn stage2(
+    vcpu: &Arc<Vcpu>,
+    state: &mut State,
+    esr: Esr,
+    fault: Stage2Fault<Ipa>,
+) -> Next {
     let vm = &vcpu.vm;
     let ipa = match fault.address {
         Some(ipa) => ipa,
@@ -42,7 +50,10 @@ pub(super) fn stage2(vcpu: &Arc<Vcpu>, state: &mut State, fault: Stage2Fault<Ipa
         Action::Map { write, exec, .. } => match slot {
             Some(slot) => {
                 let kind = fault.kind;
-                map(vcpu, ipa, slot, Wanted { write, exec, kind })
+                match map(vcpu, ipa, slot, Wanted { write, exec, kind }) {
+                    Ok(next) => next,
+                    Err(bad) => poisoned(vcpu, state, esr, &fault, ipa, bad),
+                }
             }
             None => Next::Guest,
         },
@@ -74,15 +85,34 @@ pub(super) fn stage2(vcpu: &Arc<Vcpu>, state: &mut State, fault: Stage2Fault<Ipa
             Next::Guest
         }
         Action::MemoryFault { ipa } => memory_fault(ipa),
-        Action::ConsumePoison { .. } => {
-            inject::external_abort(vcpu, state, fault.instruction, fault.gva, None);
-            Next::Guest
-        }
+        // The page was not known to be bad when the slot was looked up: it is found out by mapping it.
+        Action::ConsumePoison { .. } => Next::Guest,
         Action::OwnTablesBroken => {
             log::error!("stage 2 of a VM names an output beyond the machine at {ipa}");
             vm.memory.lock().drop_leaf(ipa);
             Next::Guest
         }
+    }
+}
+
+/// The page behind `ipa` is broken: the same table again, which now knows.
+fn poisoned(
+    vcpu: &Arc<Vcpu>,
+    state: &mut State,
+    esr: Esr,
+    fault: &Stage2Fault<Ipa>,
+    ipa: Ipa,
+    bad: Bad,
+) -> Next {
+    match resolve_canonical(fault, ipa, Lies::Poisoned, Capabilities::default()) {
+        Action::ConsumePoison { .. } => {
+            let place = sea::Place {
+                ipa: Some(ipa),
+                below: None,
+            };
+            sea::consumed(vcpu, state, esr, fault, bad, place)
+        }
+        _ => Next::Guest,
     }
 }
 
@@ -115,19 +145,20 @@ pub(super) fn memory_fault(ipa: Ipa) -> Next {
 }
 
 /// Brings the VMM's page in and maps it for the guest.
-fn map(vcpu: &Arc<Vcpu>, ipa: Ipa, slot: Slot, wanted: Wanted) -> Next {
+fn map(vcpu: &Arc<Vcpu>, ipa: Ipa, slot: Slot, wanted: Wanted) -> Result<Next, Bad> {
     let vm = &vcpu.vm;
     let Some(hva) = slot.hva_of(ipa) else {
-        return Next::Guest;
+        return Ok(Next::Guest);
     };
     let access = if wanted.write { Prot::RW } else { Prot::READ };
     let mapped = vm.mm.with_page(hva, access, |view| {
         vm.memory.lock().map(ipa, &slot, &view, wanted)
     });
-    match mapped {
+    Ok(match mapped {
+        Err(MmFault::Poisoned(frame, poison)) => return Err((hva.align_down(4096), frame, poison)),
         Ok(Ok(()) | Err(NotMapped::Retry)) => Next::Guest,
         Ok(Err(NotMapped::NoMemory)) | Err(MmFault::NoMemory) => Next::Fail(Errno::ENOMEM),
         // Linux answers EFAULT where the VMM's mapping does not allow it, and tells where.
         Err(MmFault::NotMapped | MmFault::NotAllowed | MmFault::BeyondFile) => memory_fault(ipa),
-    }
+    })
 }

@@ -122,6 +122,18 @@ fn abort_class(state: &State, instruction: bool) -> u64 {
     }
 }
 
+/// An abort with this ISS, at the level that runs the show.
+pub(super) fn abort(
+    vcpu: &Arc<Vcpu>,
+    state: &mut State,
+    instruction: bool,
+    iss: u64,
+    far: Option<u64>,
+) {
+    let esr = abort_class(state, instruction) << 26 | IL | iss;
+    take(&mut vcpu.hw.lock(), state, Kind::Sync, esr, far);
+}
+
 /// A synchronous external abort, on the access or, with a level, on the stage-1 walk for it.
 pub(super) fn external_abort(
     vcpu: &Arc<Vcpu>,
@@ -152,10 +164,10 @@ pub(super) fn exclusive(vcpu: &Arc<Vcpu>, state: &mut State, far: Gva) {
 
 /// What the VMM or an earlier exit asked for, before the guest is entered.
 pub(super) fn pending(vcpu: &Arc<Vcpu>, state: &mut State) {
+    let told = state.told.take();
     if state.pending_abort {
         state.pending_abort = false;
-        let far = Gva::new(state.last_far);
-        external_abort(vcpu, state, false, far, None);
+        super::sea::inject(vcpu, state, told);
     }
     // Hardware holds a virtual SError until the guest unmasks it.
     match state.pending_serror {

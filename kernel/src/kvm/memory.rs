@@ -320,6 +320,22 @@ impl Memory {
         }
     }
 
+    /// One page of the VMM is broken: it alone goes, and what is mapped round it stays, where there is
+    /// memory to cut its block.
+    pub(super) fn take_page(&mut self, span: Span) {
+        let vttbr = (self.vttbr, self.below);
+        let mut from = 0;
+        while let Some((next, base, bytes)) = self.slots.next_seen_of(span, from) {
+            from = next;
+            self.shadows.forget(base, bytes);
+            let table = self.table();
+            match table.unmap(base, bytes, &TablePages) {
+                Ok(change) => change.finish(table, &TablePages, invalidate_tlb(vttbr)),
+                Err(_) => self.evict(base, bytes),
+            }
+        }
+    }
+
     /// Sets the access flag of the leaf at `ipa`.
     pub(super) fn make_young(&mut self, ipa: Ipa) {
         self.table().make_young(ipa, &TablePages);

@@ -12,6 +12,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use umbra_abort::World;
+use umbra_arm64::Hva;
 use umbra_arm64::sysreg::SysReg;
 use umbra_hw::guest::{self, Exit};
 use umbra_hw::{HCR_AMO, HCR_API, HCR_APK, HCR_E2H, HCR_FMO, HCR_IMO, HCR_RW};
@@ -37,6 +38,8 @@ pub(super) enum Next {
     Wait,
     /// Leave to the VMM.
     Vmm(VmmExit),
+    /// The page of the VMM that the guest wanted is known to be bad: SIGBUS, as on Linux.
+    BusError(Hva),
     /// Leave to the VMM with an error.
     Fail(Errno),
 }
@@ -175,7 +178,7 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
             }
         }
         Next::Fail(errno) => Err(errno),
-        Next::Guest | Next::Interrupt | Next::Wait => {
+        Next::Guest | Next::Interrupt | Next::Wait | Next::BusError(_) => {
             unreachable!("the loop ends for the VMM only")
         }
     }
@@ -202,6 +205,8 @@ fn turns(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
         }
         loaded::load(vcpu);
         inject::pending(vcpu, state);
+        // An abort for virtual EL2 changes what has to be loaded.
+        loaded::load(vcpu);
         match enter(vcpu, state, call) {
             Next::Guest => {}
             Next::Interrupt => {
@@ -214,6 +219,7 @@ fn turns(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
             // A virtual SError ends a wait, masked or not.
             Next::Wait if state.pending_serror.is_some() => {}
             Next::Wait => wait(vcpu, call),
+            Next::BusError(at) => call.thread.memory_error(at),
             leave @ (Next::Vmm(_) | Next::Fail(_)) => return leave,
         }
     }

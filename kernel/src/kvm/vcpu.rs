@@ -72,6 +72,8 @@ pub(super) struct State {
     pub(super) pending_mmio: Option<PendingMmio>,
     /// KVM_SET_VCPU_EVENTS asked for an external abort, with the address of the last fault.
     pub(super) pending_abort: bool,
+    /// The abort that the last exit told the VMM of, until the guest runs on.
+    pub(super) told: Option<super::sea::Told>,
     /// A pending virtual SError and its syndrome.
     pub(super) pending_serror: Option<Option<u32>>,
     /// FAR of the last abort that left to the VMM.
@@ -174,6 +176,7 @@ impl Vcpu {
                 features: Features::default(),
                 pending_mmio: None,
                 pending_abort: false,
+                told: None,
                 pending_serror: None,
                 last_far: 0,
                 hcr: 0,
@@ -328,6 +331,7 @@ impl Vcpu {
         *state.fp.regs() = umbra_hw::fp::FpRegs::default();
         state.pending_mmio = None;
         state.pending_abort = false;
+        state.told = None;
         state.pending_serror = None;
         let nested = state
             .init

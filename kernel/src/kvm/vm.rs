@@ -39,6 +39,8 @@ use crate::mm::{Mm, Notifier};
 pub(super) struct Options {
     /// KVM_CAP_ARM_NISV_TO_USER.
     pub(super) nisv_to_user: bool,
+    /// KVM_CAP_ARM_SEA_TO_USER.
+    pub(super) sea_to_user: bool,
     /// KVM_CAP_ARM_SYSTEM_SUSPEND.
     pub(super) system_suspend: bool,
     /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: `KVM_DIRTY_LOG_*`, 0 while it is not enabled.
@@ -72,6 +74,10 @@ pub(super) struct Vm {
 impl Notifier for Vm {
     fn invalidate(&self, span: Span) {
         self.memory.lock().invalidate(span);
+    }
+
+    fn take_page(&self, span: Span) {
+        self.memory.lock().take_page(span);
     }
 }
 
@@ -200,6 +206,7 @@ impl Vm {
         let mut options = self.options.lock();
         match cap.cap {
             cap::KVM_CAP_ARM_NISV_TO_USER => options.nisv_to_user = true,
+            cap::KVM_CAP_ARM_SEA_TO_USER => options.sea_to_user = true,
             cap::KVM_CAP_ARM_SYSTEM_SUSPEND => options.system_suspend = true,
             cap::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 if dirty::is_valid_option(cap.args[0]) => {
                 options.manual_dirty_log = cap.args[0];

@@ -12,3 +12,4 @@ mod user;
 
 pub(crate) use object::{FilePages, Object, SharedPages};
 pub(crate) use space::{Mm, MmFault, Notifier, PageView};
+pub(crate) use user::Failed;

@@ -10,6 +10,7 @@ use umbra_stage2::{Attrs, MapError, Mapped, User};
 use super::space::{Inner, MmFault, PageView, invalidate};
 use super::{FilePages, Object};
 use crate::mem::{self, TablePages};
+use crate::poison;
 
 fn rights(prot: Prot) -> Rights {
     // Linux: any access implies that the page can be read on arm64 (no execute-only without POE).
@@ -24,6 +25,15 @@ fn rights(prot: Prot) -> Rights {
 /// Makes the page at `addr` present with the rights of its area.
 pub(super) fn bring_in(inner: &mut Inner, addr: Hva, access: Prot) -> Result<PageView, MmFault> {
     let area = inner.areas.fault(addr, access)?.clone();
+    let page = addr.align_down(FRAME);
+    if let Some(bad) = inner.bad.iter().find(|bad| bad.at == page) {
+        return Err(MmFault::Poisoned(bad.frame, poison::consume(bad.frame)));
+    }
+    let block = addr.align_down(BLOCK);
+    let whole = inner
+        .bad
+        .iter()
+        .all(|bad| bad.at.align_down(BLOCK) != block);
     let table = inner.table();
     match table.lookup(addr, &TablePages) {
         Some(leaf) => Ok(PageView {
@@ -32,15 +42,16 @@ pub(super) fn bring_in(inner: &mut Inner, addr: Hva, access: Prot) -> Result<Pag
             bytes: leaf.size,
             writable: leaf.attrs.rights.write,
         }),
-        None => fill(table, &area, addr),
+        None => fill(table, &area, addr, whole),
     }
 }
 
-fn fill(table: &mut User, area: &Vma<Object>, addr: Hva) -> Result<PageView, MmFault> {
+/// `whole`: no page of the block round `addr` is bad.
+fn fill(table: &mut User, area: &Vma<Object>, addr: Hva, whole: bool) -> Result<PageView, MmFault> {
     let page = addr.align_down(FRAME);
     match area.backing_at(addr) {
         Backing::Anon => {
-            if let Some(block) = block_for(table, area, addr)
+            if let Some(block) = block_for(table, area, addr).filter(|_| whole)
                 && let Some(pa) = mem::allocate_plain(CHUNK_ORDER, Owner::Anonymous)
             {
                 umbra_hw::mem::clear(pa, BLOCK);
@@ -158,6 +169,15 @@ fn pieces(table: &User, span: Span) -> Vec<(Hva, Pa, u64)> {
     pieces
 }
 
+/// Unmaps the one page of a span, whose frame is bad, and keeps the frame. False where its block could
+/// not be cut for lack of memory.
+pub(super) fn take(table: &mut User, span: Span, frame: Pa) -> bool {
+    if mem::block_order(frame) == Some(CHUNK_ORDER) {
+        mem::split(frame.align_down(umbra_hw::mem::CHUNK));
+    }
+    unmap(table, span)
+}
+
 /// Unmaps a span and gives its frames back.
 pub(super) fn remove(table: &mut User, span: Span) {
     let pieces = pieces(table, span);
@@ -184,7 +204,7 @@ fn unmap(table: &mut User, span: Span) -> bool {
 }
 
 /// Gives a leaf's frames back, if they are the process's own.
-fn release(pa: Pa, bytes: u64) {
+pub(super) fn release(pa: Pa, bytes: u64) {
     if mem::owner(pa) != Some(Owner::Anonymous) {
         return;
     }

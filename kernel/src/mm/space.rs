@@ -3,6 +3,7 @@
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 
+use umbra_abort::Poison;
 use umbra_arm64::{Asid, Granule, Hva, Pa, Tag};
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::{SpinGuard, SpinLock};
@@ -25,6 +26,12 @@ pub(crate) trait Notifier: Send + Sync {
     /// The pages of `span` are about to go or to lose rights: when this returns, nothing derived
     /// from them is in use. Called with the address space locked.
     fn invalidate(&self, span: Span);
+
+    /// The one page of `span` is broken and about to go: as `invalidate`, but what is mapped round it
+    /// stays mapped where that can be done.
+    fn take_page(&self, span: Span) {
+        self.invalidate(span);
+    }
 }
 
 /// Why a page cannot be had.
@@ -38,6 +45,8 @@ pub(crate) enum MmFault {
     BeyondFile,
     /// Memory is out.
     NoMemory,
+    /// The page is broken: its frame, and how far the news of it had spread.
+    Poisoned(Pa, Poison),
 }
 
 impl From<Fault> for MmFault {
@@ -67,6 +76,15 @@ pub(super) struct Inner {
     /// `None` only while the space is being dropped.
     pub(super) table: Option<User>,
     notifiers: Vec<Weak<dyn Notifier>>,
+    /// Pages whose frames are bad: in no table, and held until they are unmapped.
+    pub(super) bad: Vec<BadPage>,
+}
+
+/// A page that was taken because its frame is bad.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BadPage {
+    pub(super) at: Hva,
+    pub(super) frame: Pa,
 }
 
 /// The address space of one process.
@@ -123,6 +141,7 @@ impl Mm {
             areas: AddressSpace::new(Hva::new(CEILING), STACK_LIMIT),
             table: Some(table),
             notifiers: Vec::new(),
+            bad: Vec::new(),
         };
         Some(Arc::new(Self {
             inner: SpinLock::new("mm", 150, inner),
@@ -245,6 +264,50 @@ impl Mm {
         Ok(f(view))
     }
 
+    /// Takes the bad frame from this process and from every VM of it, where it is mapped. Answers
+    /// where it was, and `None` if it is not mapped (any more); `ENOMEM` if a block cannot be cut.
+    pub(crate) fn take_bad(&self, frame: Pa) -> Result<Option<Hva>, Errno> {
+        let mut inner = self.lock();
+        let mut found = None;
+        let table = inner.table();
+        table.visit(Hva::new(0), 1 << 48, &TablePages, |leaf| {
+            let offset = frame.offset_from(leaf.pa).filter(|&at| at < leaf.size);
+            if let Some(offset) = offset {
+                found = leaf.addr.checked_add(offset);
+            }
+        });
+        let Some(at) = found else {
+            return Ok(None);
+        };
+        let span = Span::new(at, 4096).ok_or(Errno::EINVAL)?;
+        inner.bad.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        for who in &inner.notifiers {
+            if let Some(who) = who.upgrade() {
+                who.take_page(span);
+            }
+        }
+        if !pages::take(inner.table(), span, frame) {
+            return Err(Errno::ENOMEM);
+        }
+        inner.bad.push(BadPage { at, frame });
+        Ok(Some(at))
+    }
+
+    /// The bad frame that was taken from the page at `addr`, and what is known of it.
+    pub(crate) fn bad_at(&self, addr: Hva) -> Option<(Pa, Poison)> {
+        let page = addr.align_down(4096);
+        let inner = self.lock();
+        let bad = inner.bad.iter().find(|bad| bad.at == page)?;
+        Some((bad.frame, crate::poison::state_of(bad.frame)?))
+    }
+
+    /// The frame behind `addr`, if its page is present.
+    pub(crate) fn frame_at(&self, addr: Hva) -> Option<Pa> {
+        let mut inner = self.lock();
+        let leaf = inner.table().lookup(addr, &TablePages)?;
+        leaf.pa.checked_add(addr.offset_from(leaf.addr)?)
+    }
+
     /// Every area and what it allows, from the lowest.
     pub(crate) fn areas(&self) -> Vec<(Span, Prot)> {
         self.lock()
@@ -283,10 +346,25 @@ impl Inner {
         for &span in &changes.unmap {
             self.notify(span);
             pages::remove(self.table(), span);
+            self.bad.retain(|page| {
+                let goes = span.contains(page.at);
+                if goes {
+                    pages::release(page.frame, 4096);
+                }
+                !goes
+            });
         }
         if let Some(moved) = changes.moved {
             self.notify(moved.from);
             pages::relocate(self.table(), moved.from, moved.to);
+            for page in &mut self.bad {
+                let offset = page.at.offset_from(moved.from.start());
+                if let Some(offset) = offset.filter(|_| moved.from.contains(page.at))
+                    && let Some(to) = moved.to.checked_add(offset)
+                {
+                    page.at = to;
+                }
+            }
         }
         for &(span, prot) in &changes.protect {
             self.notify(span);
@@ -300,6 +378,9 @@ impl Drop for Mm {
         let inner = self.inner.get_mut();
         if let Some(table) = inner.table.take() {
             pages::destroy(table);
+        }
+        for page in inner.bad.drain(..) {
+            pages::release(page.frame, 4096);
         }
         tlb::Process::everything();
         let number = usize::from(self.asid.number());

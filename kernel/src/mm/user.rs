@@ -8,7 +8,25 @@ use umbra_hw::copy::{self, Fault};
 use umbra_linux::Errno;
 use umbra_linux::vma::Prot;
 
-use super::Mm;
+use super::{Mm, MmFault};
+
+/// Why an access failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// Not there, or not allowed.
+    BadAddress,
+    /// The memory is broken.
+    Poisoned,
+}
+
+impl From<Failed> for Errno {
+    /// A system call that meets broken memory in its arguments fails as for a bad address, as in Linux.
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::BadAddress | Failed::Poisoned => Self::EFAULT,
+        }
+    }
+}
 
 impl Mm {
     /// Runs `access` until it succeeds or its page cannot be had. The address space must be this
@@ -17,22 +35,25 @@ impl Mm {
         &self,
         prot: Prot,
         mut access: impl FnMut() -> Result<R, Fault>,
-    ) -> Result<R, Errno> {
+    ) -> Result<R, Failed> {
         debug_assert!(self.is_loaded(), "a copy through another process's tables");
         let mut last = None;
         loop {
             match access() {
                 Ok(value) => return Ok(value),
-                Err(Fault::BadAddress) => return Err(Errno::EFAULT),
+                Err(Fault::BadAddress) => return Err(Failed::BadAddress),
                 Err(Fault::Abort { at, esr }) => {
                     // FSC 0x10–0x1f: an external abort, on the access or on the walk. The page is bad.
                     if esr & 0x30 == 0x10 {
-                        return Err(Errno::EFAULT);
+                        return Err(Failed::Poisoned);
                     }
-                    self.fault(at, prot).map_err(|_| Errno::EFAULT)?;
+                    self.fault(at, prot).map_err(|fault| match fault {
+                        MmFault::Poisoned(..) => Failed::Poisoned,
+                        _ => Failed::BadAddress,
+                    })?;
                     // A fault that comes back although the page is there would never end.
                     if last.replace((at, esr)) == Some((at, esr)) {
-                        return Err(Errno::EFAULT);
+                        return Err(Failed::BadAddress);
                     }
                 }
             }
@@ -41,16 +62,21 @@ impl Mm {
 
     /// Copies from the process. `EFAULT` where it may not read.
     pub(crate) fn read_bytes(&self, from: Hva, to: &mut [u8]) -> Result<(), Errno> {
-        self.retry(Prot::READ, || copy::copy_in(to, from))
+        Ok(self.retry(Prot::READ, || copy::copy_in(to, from))?)
     }
 
     /// Copies to the process. `EFAULT` where it may not write.
     pub(crate) fn write_bytes(&self, to: Hva, from: &[u8]) -> Result<(), Errno> {
-        self.retry(Prot::WRITE, || copy::copy_out(to, from))
+        Ok(self.retry(Prot::WRITE, || copy::copy_out(to, from))?)
     }
 
     /// Reads an aligned word of `1 << log2` bytes in one access.
     pub(crate) fn read_word(&self, from: Hva, log2: u8) -> Result<u64, Errno> {
+        Ok(self.walk_read(from, log2)?)
+    }
+
+    /// As [`Self::read_word`], for whoever has to tell broken memory from memory that is not there.
+    pub(crate) fn walk_read(&self, from: Hva, log2: u8) -> Result<u64, Failed> {
         self.retry(Prot::READ, || copy::load(from, log2))
     }
 
@@ -60,7 +86,7 @@ impl Mm {
         at: Hva,
         expected: u64,
         new: u64,
-    ) -> Result<u64, Errno> {
+    ) -> Result<u64, Failed> {
         self.retry(Prot::WRITE, || {
             copy::compare_exchange_u64(at, expected, new)
         })

@@ -34,12 +34,6 @@ mod fsc {
     pub(super) const ALIGNMENT: u64 = 0x21;
 }
 
-/// A memory error that EL0 consumed at or about `addr`.
-pub(super) fn memory_error(thread: &UserThread, addr: Hva) {
-    let info = Siginfo::memory_error(code::BUS_MCEERR_AR, addr, 12);
-    thread.force(Signal::BUS, info);
-}
-
 /// Handles the exception. Where it becomes a signal, returns the address and the syndrome for the
 /// handler's frame.
 pub(super) fn handle(
@@ -98,11 +92,11 @@ fn abort(thread: &UserThread, esr: u64, at: Hva, access: Prot) -> Option<(Hva, u
     let (signal, code) = match status & !3 {
         _ if status == fsc::ALIGNMENT => (Signal::BUS, code::BUS_ADRALN),
         _ if status == fsc::EXTERNAL => {
-            memory_error(thread, at);
+            thread.memory_error(at);
             return Some((at, esr));
         }
         fsc::EXTERNAL_WALK => {
-            memory_error(thread, at);
+            thread.memory_error(at);
             return Some((at, esr));
         }
         fsc::TRANSLATION | fsc::ACCESS_FLAG | fsc::PERMISSION => {
@@ -111,6 +105,10 @@ fn abort(thread: &UserThread, esr: u64, at: Hva, access: Prot) -> Option<(Hva, u
                 Err(MmFault::NotMapped) => (Signal::SEGV, code::SEGV_MAPERR),
                 Err(MmFault::NotAllowed) => (Signal::SEGV, code::SEGV_ACCERR),
                 Err(MmFault::BeyondFile) => (Signal::BUS, code::BUS_ADRERR),
+                Err(MmFault::Poisoned(..)) => {
+                    thread.memory_error(at);
+                    return Some((at, esr));
+                }
                 Err(MmFault::NoMemory) => {
                     log::error!("process {}: out of memory", thread.process.pid);
                     (Signal::KILL, code::SI_KERNEL)

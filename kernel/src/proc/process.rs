@@ -80,6 +80,8 @@ pub(crate) struct Process {
     pub(super) exit_signal: u32,
     /// Where handlers without a restorer return to.
     pub(super) trampoline: AtomicU64,
+    /// PR_MCE_KILL_EARLY: memory errors that were found elsewhere are told at once.
+    pub(crate) early_word: AtomicBool,
     /// When it began, in nanoseconds.
     pub(crate) started: u64,
 }
@@ -89,6 +91,16 @@ impl Process {
     pub(crate) fn mm(&self) -> Arc<Mm> {
         let mm = self.mm.lock().clone();
         mm.expect("a process has its address space until its last thread leaves")
+    }
+
+    /// The address space, unless the last thread has left.
+    pub(crate) fn try_mm(&self) -> Option<Arc<Mm>> {
+        self.mm.lock().clone()
+    }
+
+    /// Whether it asked to hear of memory errors before it meets them (PR_MCE_KILL_EARLY).
+    pub(crate) fn wants_early_word(&self) -> bool {
+        self.early_word.load(Ordering::Relaxed)
     }
 
     /// The descriptor table.

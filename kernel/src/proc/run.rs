@@ -45,7 +45,7 @@ pub(super) fn thread(thread: Arc<UserThread>, mut frame: UserFrame, mut fp: FpSt
             }
             UserExit::SError { esr } => {
                 log::error!("SError {esr:#x} while process {} ran", thread.process.pid);
-                fault::memory_error(&thread, Hva::new(frame.pc));
+                thread.memory_error(Hva::new(frame.pc));
             }
         }
     }

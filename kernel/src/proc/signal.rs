@@ -122,6 +122,13 @@ impl UserThread {
         self.mark();
     }
 
+    /// The thread consumed a memory error at `addr`, at EL0 or through a guest that it runs. It gets
+    /// through even if it is blocked or ignored: the access would only be made again.
+    pub(crate) fn memory_error(&self, addr: Hva) {
+        let info = Siginfo::memory_error(code::BUS_MCEERR_AR, addr, 12);
+        self.force(Signal::BUS, info);
+    }
+
     fn next_delivery(&self) -> Option<Delivery> {
         let mut signals = self.process.signals.lock();
         let signals = &mut *signals;

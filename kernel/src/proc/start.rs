@@ -138,6 +138,7 @@ fn new_process(parent: Pid, birth: Birth) -> Result<Arc<Process>, Errno> {
         gate: SpinLock::new("vfork", 57, birth.gate),
         exit_signal: birth.exit_signal,
         trampoline: AtomicU64::new(birth.trampoline),
+        early_word: AtomicBool::new(false),
         started: sched::now(),
     }))
 }

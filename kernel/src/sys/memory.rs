@@ -1,12 +1,13 @@
 //! Memory: mmap and its relatives.
 
+use umbra_abort::Poison;
 use umbra_arm64::Hva;
 use umbra_linux::vma::{Backing, PAGE, Placement, Prot, Request, Traits};
 use umbra_linux::{Errno, uapi};
 
 use super::{Args, descriptor};
 use crate::file::Call;
-use crate::mm::Object;
+use crate::mm::{MmFault, Object};
 
 pub(super) fn brk(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     Ok(call.process.mm().brk(Hva::new(a[0])).raw())
@@ -81,9 +82,41 @@ pub(super) fn madvise(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     if a[1] == 0 {
         return Ok(0);
     }
+    if a[2] as u32 == uapi::MADV_HWPOISON {
+        return poison(call, Hva::new(a[0]), a[1]);
+    }
     call.process
         .mm()
         .advise(Hva::new(a[0]), a[1], a[2] as u32)?;
+    Ok(0)
+}
+
+/// MADV_HWPOISON: each page of the range is bad from now on, and the caller is told as if it had met
+/// the error (SIGBUS), as on Linux.
+fn poison(call: &Call<'_>, at: Hva, bytes: u64) -> Result<u64, Errno> {
+    let end = bytes
+        .checked_next_multiple_of(PAGE)
+        .and_then(|bytes| at.checked_add(bytes))
+        .ok_or(Errno::EINVAL)?;
+    if !at.is_aligned(PAGE) {
+        return Err(Errno::EINVAL);
+    }
+    let mm = call.process.mm();
+    let mut page = at;
+    while page < end {
+        match mm.with_page(page, Prot::READ, |_| ()) {
+            // A page that is known to be bad is news to nobody; one that was planted is, from here on.
+            Ok(()) | Err(MmFault::Poisoned(..)) => {}
+            Err(_) => return Err(Errno::EFAULT),
+        }
+        let frame = mm
+            .frame_at(page)
+            .or_else(|| mm.bad_at(page).map(|(frame, _)| frame))
+            .ok_or(Errno::EFAULT)?;
+        crate::poison::report(frame, Poison::Known)?;
+        call.thread.memory_error(page);
+        page = page.checked_add(PAGE).ok_or(Errno::EINVAL)?;
+    }
     Ok(0)
 }
 

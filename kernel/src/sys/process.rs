@@ -229,6 +229,8 @@ pub(super) fn prctl(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     // include/uapi/linux/prctl.h
     const PR_SET_NAME: u64 = 15;
     const PR_GET_NAME: u64 = 16;
+    const PR_MCE_KILL: u64 = 33;
+    const PR_MCE_KILL_GET: u64 = 34;
     const PR_SET_NO_NEW_PRIVS: u64 = 38;
     const PR_GET_NO_NEW_PRIVS: u64 = 39;
     match a[0] {
@@ -249,6 +251,24 @@ pub(super) fn prctl(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
             let name = *call.thread.name.lock();
             user::write(call, a[1], &name)?;
             Ok(0)
+        }
+        // PR_MCE_KILL: CLEAR is the default, which is late.
+        PR_MCE_KILL if a[3] | a[4] == 0 => {
+            let early = match (a[1], a[2]) {
+                (0, 0) | (1, 0 | 2) => false,
+                (1, 1) => true,
+                _ => return Err(Errno::EINVAL),
+            };
+            let process = call.process;
+            process.early_word.store(early, Ordering::Relaxed);
+            Ok(0)
+        }
+        PR_MCE_KILL_GET if a[1] | a[2] | a[3] | a[4] == 0 => {
+            Ok(if call.process.wants_early_word() {
+                1
+            } else {
+                2
+            })
         }
         // Nothing here could give privileges, so the promise not to take any is kept.
         PR_SET_NO_NEW_PRIVS if a[1] == 1 => Ok(0),

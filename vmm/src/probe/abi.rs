@@ -60,6 +60,10 @@ pub(crate) mod run {
     pub(crate) const MMIO_LEN: usize = 48;
     pub(crate) const MMIO_IS_WRITE: usize = 52;
     pub(crate) const EVENT_TYPE: usize = 32;
+    pub(crate) const SEA_FLAGS: usize = 32;
+    pub(crate) const SEA_ESR: usize = 40;
+    pub(crate) const SEA_GVA: usize = 48;
+    pub(crate) const SEA_GPA: usize = 56;
     pub(crate) const NISV_ISS: usize = 32;
     pub(crate) const NISV_IPA: usize = 40;
 }

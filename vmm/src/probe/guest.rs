@@ -150,8 +150,20 @@ pub(crate) enum Exit {
     Write { at: u64, bytes: u32, data: u64 },
     SystemEvent { kind: u32 },
     Nisv { iss: u64, ipa: u64 },
+    Sea(Sea),
     Other { reason: u32 },
 }
+
+/// KVM_EXIT_ARM_SEA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sea {
+    pub(crate) flags: u64,
+    pub(crate) esr: u64,
+    pub(crate) gva: u64,
+    pub(crate) gpa: u64,
+}
+
+const KVM_EXIT_ARM_SEA: u32 = 41;
 
 /// A vCPU and its run page.
 pub(crate) struct Vcpu {
@@ -272,6 +284,12 @@ impl Vcpu {
                 iss: page.u64(run::NISV_ISS),
                 ipa: page.u64(run::NISV_IPA),
             },
+            KVM_EXIT_ARM_SEA => Exit::Sea(Sea {
+                flags: page.u64(run::SEA_FLAGS),
+                esr: page.u64(run::SEA_ESR),
+                gva: page.u64(run::SEA_GVA),
+                gpa: page.u64(run::SEA_GPA),
+            }),
             reason => Exit::Other { reason },
         }
     }

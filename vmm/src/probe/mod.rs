@@ -15,6 +15,7 @@ mod irq;
 mod isolation;
 mod mmio;
 mod noise;
+mod poison;
 mod regs;
 mod run;
 mod slots;
@@ -78,6 +79,8 @@ rows! {
     follow: remap remap_under_two discard protect_none protect_read huge_remap two_vcpus_fault big_slot rewritten_code
         munmap_faults;
     isolation: same_address_many_vms fresh_memory created_and_destroyed registers;
+    poison: cells not_asked_for instruction_abort injected_later known signal_of_the_vmm unmapped_for_good
+        other_vms_live_on bad_requests storm;
     noise: ioctls vcpu_state instructions;
 }
 
@@ -102,6 +105,7 @@ pub(crate) fn errno_name(errno: i32) -> String {
         libc::ENOTTY => "ENOTTY",
         libc::ENOSPC => "ENOSPC",
         libc::ENOSYS => "ENOSYS",
+        libc::EHWPOISON => "EHWPOISON",
         other => return format!("error {other}"),
     };
     name.to_owned()

@@ -329,7 +329,7 @@ fn fixed(nonce: &str) -> Vec<Case> {
 }
 
 /// The groups of kvm-probe's questions, as its filter takes them.
-const PROBES: [&str; 13] = [
+const PROBES: [&str; 14] = [
     "system/",
     "vcpus/",
     "slots/",
@@ -342,6 +342,7 @@ const PROBES: [&str; 13] = [
     "irq/",
     "follow/",
     "isolation/",
+    "poison/",
     "noise/",
 ];
 

@@ -36,7 +36,7 @@ impl fmt::Display for BootError {
 impl core::error::Error for BootError {}
 
 impl Fs {
-    /// The tree of an initrd, with /dev, /proc and /tmp. Directories that the archive leaves out are
+    /// The tree of an initrd, with /dev, /proc, /sys and /tmp. Directories that the archive leaves out are
     /// made; of two members by one name the later counts; block devices, pipes and sockets are an
     /// error, as nothing could open them.
     pub fn from_initrd(archive: &'static [u8], limits: Limits) -> Result<Self, BootError> {
@@ -151,7 +151,7 @@ impl Fs {
         Ok(())
     }
 
-    /// /dev, /proc and /tmp, unless the initrd has them its own way.
+    /// /dev, /proc, /sys and /tmp, unless the initrd has them its own way.
     fn add_standard(&mut self) -> Result<(), Errno> {
         let caller = self.booting();
         for (dir, mode) in [("dev", 0o755), ("proc/self", 0o555), ("tmp", 0o1777)] {
@@ -164,8 +164,9 @@ impl Fs {
         for (name, device, _, _, mode) in DEVICES {
             self.add_special("/dev/", name, Node::Device(*device), *mode)?;
         }
-        for (name, file) in PROC_FILES {
-            self.add_special("/proc/", name, Node::Proc(*file), 0o444)?;
+        for (path, file, mode) in PROC_FILES {
+            self.make_parents(path.as_bytes())?;
+            self.add_special("/", path, Node::Proc(*file), *mode)?;
         }
         self.add_special("/proc/", "self/exe", Node::ProcExe, 0o777)
     }

@@ -1,4 +1,6 @@
-//! Files that are not kept here: devices and generated text.
+//! Files that are not kept here: devices, generated text, and controls.
+
+use crate::einj::EinjFile;
 
 /// A character device, by its Linux number (Documentation/admin-guide/devices.txt).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,7 +67,7 @@ impl Device {
     }
 }
 
-/// A file of /proc, whose text the kernel makes when it is read.
+/// A file of /proc or /sys, which the kernel serves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ProcFile {
     /// /proc/cpuinfo.
@@ -80,16 +82,94 @@ pub enum ProcFile {
     Cmdline,
     /// /proc/self/maps.
     SelfMaps,
+    /// /proc/self/pagemap.
+    PageMap,
+    /// /sys/firmware/acpi/tables/EINJ.
+    EinjTable,
+    /// /sys/kernel/debug/apei/einj/….
+    Einj(EinjFile),
+    /// /sys/kernel/debug/hwpoison/corrupt-pfn.
+    CorruptPfn,
+    /// /sys/kernel/debug/hwpoison/bad-frames: every frame known to be bad. Not in Linux.
+    BadFrames,
 }
 
-/// Path below /proc.
-pub(super) const PROC_FILES: &[(&str, ProcFile)] = &[
-    ("cpuinfo", ProcFile::CpuInfo),
-    ("meminfo", ProcFile::MemInfo),
-    ("version", ProcFile::Version),
-    ("uptime", ProcFile::Uptime),
-    ("cmdline", ProcFile::Cmdline),
-    ("self/maps", ProcFile::SelfMaps),
+impl ProcFile {
+    /// Whether it may be opened for writing.
+    pub(super) const fn is_writable(self) -> bool {
+        match self {
+            Self::Einj(file) => !matches!(file, EinjFile::AvailableErrorType),
+            Self::CorruptPfn => true,
+            _ => false,
+        }
+    }
+}
+
+/// Path, file, permissions.
+pub(super) const PROC_FILES: &[(&str, ProcFile, u32)] = &[
+    ("proc/cpuinfo", ProcFile::CpuInfo, 0o444),
+    ("proc/meminfo", ProcFile::MemInfo, 0o444),
+    ("proc/version", ProcFile::Version, 0o444),
+    ("proc/uptime", ProcFile::Uptime, 0o444),
+    ("proc/cmdline", ProcFile::Cmdline, 0o444),
+    ("proc/self/maps", ProcFile::SelfMaps, 0o444),
+    ("proc/self/pagemap", ProcFile::PageMap, 0o400),
+    ("sys/firmware/acpi/tables/EINJ", ProcFile::EinjTable, 0o400),
+    (
+        "sys/kernel/debug/apei/einj/available_error_type",
+        ProcFile::Einj(EinjFile::AvailableErrorType),
+        0o400,
+    ),
+    (
+        "sys/kernel/debug/apei/einj/error_type",
+        ProcFile::Einj(EinjFile::ErrorType),
+        0o600,
+    ),
+    (
+        "sys/kernel/debug/apei/einj/flags",
+        ProcFile::Einj(EinjFile::Flags),
+        0o600,
+    ),
+    (
+        "sys/kernel/debug/apei/einj/notrigger",
+        ProcFile::Einj(EinjFile::NoTrigger),
+        0o200,
+    ),
+    (
+        "sys/kernel/debug/apei/einj/param1",
+        ProcFile::Einj(EinjFile::Param(0)),
+        0o600,
+    ),
+    (
+        "sys/kernel/debug/apei/einj/param2",
+        ProcFile::Einj(EinjFile::Param(1)),
+        0o600,
+    ),
+    (
+        "sys/kernel/debug/apei/einj/param3",
+        ProcFile::Einj(EinjFile::Param(2)),
+        0o600,
+    ),
+    (
+        "sys/kernel/debug/apei/einj/param4",
+        ProcFile::Einj(EinjFile::Param(3)),
+        0o600,
+    ),
+    (
+        "sys/kernel/debug/apei/einj/error_inject",
+        ProcFile::Einj(EinjFile::ErrorInject),
+        0o200,
+    ),
+    (
+        "sys/kernel/debug/hwpoison/corrupt-pfn",
+        ProcFile::CorruptPfn,
+        0o200,
+    ),
+    (
+        "sys/kernel/debug/hwpoison/bad-frames",
+        ProcFile::BadFrames,
+        0o400,
+    ),
 ];
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ pub enum Opened {
     Dir,
     /// A device: the kernel serves it.
     Device(Device),
-    /// A file of /proc: the kernel makes its text.
+    /// A file of /proc or /sys: the kernel serves it.
     Proc(ProcFile),
     /// A place only (O_PATH), perhaps a symbolic link.
     Path,
@@ -151,7 +151,7 @@ impl Fs {
             Node::File(_) => Opened::File,
             Node::Device(Device::Unknown { .. }) => return Err(Errno::ENXIO),
             Node::Device(device) => Opened::Device(*device),
-            Node::Proc(_) if flags.write => return Err(Errno::EACCES),
+            Node::Proc(file) if flags.write && !file.is_writable() => return Err(Errno::EACCES),
             Node::Proc(file) => Opened::Proc(*file),
         };
         if flags.truncate && kind == Opened::File {

@@ -187,6 +187,13 @@ fn each_open_flag_does_its_part() {
         Ok(Opened::Proc(ProcFile::MemInfo))
     );
     assert_eq!(code("proc/meminfo", uapi::O_RDWR), Err(Errno::EACCES));
+    let create = uapi::O_WRONLY | uapi::O_CREAT | uapi::O_TRUNC;
+    assert_eq!(
+        code("sys/kernel/debug/hwpoison/corrupt-pfn", create),
+        Ok(Opened::Proc(ProcFile::CorruptPfn))
+    );
+    let types = "sys/kernel/debug/apei/einj/available_error_type";
+    assert_eq!(code(types, create), Err(Errno::EACCES));
     assert_eq!(
         code("tmp", uapi::O_TMPFILE | uapi::O_RDWR),
         Err(Errno::EOPNOTSUPP)

@@ -15,16 +15,16 @@ use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_linux::Errno;
 use umbra_linux::vma::Prot;
 use umbra_nested::stage2::{self, Access, Stage2Config};
-use umbra_nested::{Features, GuestMemory, MemoryError};
+use umbra_nested::{Features, GuestMemory, MemoryError, Stop};
 
 use super::super::memory::NotMapped;
 use super::super::run::Next;
 use super::super::slots::Slot;
 use super::super::vcpu::{State, Vcpu};
 use super::super::vm::Vm;
-use super::super::{exit, fault, inject, mmio};
+use super::super::{exit, fault, inject, mmio, sea};
 use super::switch::{self, Vector};
-use crate::mm::MmFault;
+use crate::mm::{Failed, MmFault};
 
 /// The VM's memory, as the walkers read it: through the VMM's mapping, fallibly.
 pub(super) struct VmMemory<'a>(pub(super) &'a Vm);
@@ -45,10 +45,7 @@ impl VmMemory<'_> {
 impl GuestMemory for VmMemory<'_> {
     fn read_u64(&mut self, at: Ipa) -> Result<u64, MemoryError> {
         let (_, hva) = self.place(at)?;
-        self.0
-            .mm
-            .read_word(hva, 3)
-            .map_err(|_| MemoryError::NotMapped)
+        self.0.mm.walk_read(hva, 3).map_err(unreadable)
     }
 
     fn compare_exchange_u64(
@@ -65,12 +62,19 @@ impl GuestMemory for VmMemory<'_> {
             .0
             .mm
             .compare_exchange_u64(hva, old, new)
-            .map_err(|_| MemoryError::NotMapped)?;
+            .map_err(unreadable)?;
         if found != old {
             return Ok(Err(found));
         }
         self.0.memory.lock().mark_dirty(at);
         Ok(Ok(()))
+    }
+}
+
+fn unreadable(failed: Failed) -> MemoryError {
+    match failed {
+        Failed::BadAddress => MemoryError::NotMapped,
+        Failed::Poisoned => MemoryError::Poisoned,
     }
 }
 
@@ -128,6 +132,11 @@ pub(in crate::kvm) fn shadow(
     let wanted = Wanted::of(&fault, el0);
     let walked = match stage2::walk(&config, at, access(wanted), &mut VmMemory(&vcpu.vm)) {
         Ok(mapping) => Ok(mapping.translation),
+        Err(Stop::Memory {
+            at,
+            level,
+            error: MemoryError::Poisoned,
+        }) => return sea::consumed_by_walk(vcpu, state, esr, &fault, (at, level)),
         Err(stop) => match stop.fault() {
             Ok(walked) => Err(walked),
             // Nothing was decided: let the access happen again.
@@ -194,7 +203,16 @@ fn resolve(
     match action {
         Action::Map { write, .. } => match (fill.slot, &fill.translation) {
             (Some(slot), Some(translation)) => {
-                map(vcpu, &slot, fill.at, translation, write, fill.context)
+                match map(vcpu, &slot, fill.at, translation, write, fill.context) {
+                    Ok(next) => next,
+                    Err(bad) => {
+                        let place = sea::Place {
+                            ipa: Some(translation.output),
+                            below: Some(fill.at),
+                        };
+                        sea::consumed(vcpu, state, esr, fault, bad, place)
+                    }
+                }
             }
             _ => Next::Guest,
         },
@@ -217,10 +235,8 @@ fn resolve(
             inject::external_abort(vcpu, state, instruction, fault.gva, None);
             Next::Guest
         }
-        Action::ConsumePoison { .. } => {
-            inject::external_abort(vcpu, state, fault.instruction, fault.gva, None);
-            Next::Guest
-        }
+        // The page was not known to be bad when the slot was looked up: it is found out by mapping it.
+        Action::ConsumePoison { .. } => Next::Guest,
         Action::OwnTablesBroken => {
             // Row N13: the walk refuses such an address before a shadow can name it.
             log::error!("a shadow names an output beyond the machine at {}", fill.at);
@@ -237,11 +253,11 @@ fn map(
     translation: &Translation<Ipa>,
     write: bool,
     (id, seq): (u64, u64),
-) -> Next {
+) -> Result<Next, fault::Bad> {
     let vm = &vcpu.vm;
     let ipa = translation.output;
     let Some(hva) = slot.hva_of(ipa) else {
-        return Next::Guest;
+        return Ok(Next::Guest);
     };
     let access = if write { Prot::RW } else { Prot::READ };
     let mapped = vm.mm.with_page(hva, access, |view| {
@@ -280,11 +296,12 @@ fn map(
             .shadows
             .map(id, seq, (at.align_down(size), base, pa), size, rights)
     });
-    match mapped {
+    Ok(match mapped {
+        Err(MmFault::Poisoned(frame, poison)) => return Err((hva.align_down(4096), frame, poison)),
         Ok(Ok(()) | Err(NotMapped::Retry)) => Next::Guest,
         Ok(Err(NotMapped::NoMemory)) | Err(MmFault::NoMemory) => Next::Fail(Errno::ENOMEM),
         Err(MmFault::NotMapped | MmFault::NotAllowed | MmFault::BeyondFile) => {
             Next::Fail(Errno::EFAULT)
         }
-    }
+    })
 }

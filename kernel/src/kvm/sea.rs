@@ -1,0 +1,188 @@
+//! Memory errors that a guest meets: whose they are, who hears of them, and how they go back into the
+//! guest.
+//!
+//! ```text
+//!   hardware's abort ─ classify ─► Sea ─┐
+//!   a page kept unmapped ─ of_poison ───┴─► the guest's? ─ no ──► umbra's own: healed, or an SError
+//!                                             │ yes
+//!            VMM opted in ─► KVM_EXIT_ARM_SEA ┴─ otherwise an SError in the guest, as on Linux
+//!                               └─ KVM_SET_VCPU_EVENTS: the same abort, in the guest
+//! ```
+//!
+//! What always holds: the exit changes nothing in the guest. `gpa` is an address of the VM's own space
+//! or absent, also when the guest's guest made the access (row S11). An abort that the VMM injects right
+//! after the exit is the one that was reported: of the same kind, with the same FnV and WnR (row S14).
+
+use alloc::sync::Arc;
+
+use umbra_abort::{Poison, Sea, SeaOwner, Stage2Fault, World};
+use umbra_arm64::sysreg::Reg;
+use umbra_arm64::{Ec, Esr, Gva, Hpfar, Hva, Ipa, L2Ipa, Level, Pa};
+use umbra_kvm_abi::exit::{ArmSeaExit, Exit as VmmExit};
+
+use super::inject;
+use super::nested::{self, Vector};
+use super::run::Next;
+use super::vcpu::{State, Vcpu};
+
+/// An abort that left to the VMM: what KVM_SET_VCPU_EVENTS makes pending if the guest has not run since.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    /// The syndrome that the VMM was shown.
+    esr: Esr,
+    gva: Option<Gva>,
+    /// The page in the guest's guest's space, for HPFAR_EL2.
+    page: Option<L2Ipa>,
+}
+
+/// Where an access to broken memory went.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// In the VM's own space.
+    pub(super) ipa: Option<Ipa>,
+    /// In its guest's space, if that made the access.
+    pub(super) below: Option<L2Ipa>,
+}
+
+/// An external abort that hardware took to EL2.
+pub(super) fn met(vcpu: &Arc<Vcpu>, state: &mut State, sea: &Sea<Ipa>) -> Next {
+    log::warn!(
+        "vCPU {}: external abort, {:?}, {:?}'s",
+        vcpu.id,
+        sea.status,
+        sea.owner
+    );
+    match sea.owner {
+        SeaOwner::Host => serror(state),
+        SeaOwner::Guest => {
+            // HPFAR_EL2 is UNKNOWN: the guest's own translation gives the page, or nothing does.
+            let page = sea
+                .gva
+                .filter(|_| !sea.is_on_walk())
+                .and_then(|gva| umbra_hw::guest::translate_stage1(gva.raw(), state.hcr));
+            let nested = state.world == World::Nested;
+            let place = Place {
+                // The translation of what runs at EL1 of a guest hypervisor's guest is in that one's
+                // space, which is not the VM's.
+                ipa: page.filter(|_| !nested),
+                below: page.filter(|_| nested).map(|page| L2Ipa::new(page.raw())),
+            };
+            tell(vcpu, state, sea.shown(vcpu_has_ras(state)), sea.gva, place)
+        }
+    }
+}
+
+/// The access of `fault` met a page that is kept unmapped because its frame, behind `hva` in the VMM,
+/// is bad. If a stage-1 descriptor of the guest lies there, the abort is its walk's.
+pub(super) fn consumed<A: umbra_arm64::Address>(
+    vcpu: &Arc<Vcpu>,
+    state: &mut State,
+    esr: Esr,
+    fault: &Stage2Fault<A>,
+    (hva, _, poison): (Hva, Pa, Poison),
+    place: Place,
+) -> Next {
+    if poison == Poison::Known {
+        // As Linux: the VMM is told by a signal, whatever it opted in to.
+        return Next::BusError(hva);
+    }
+    let level = fault.s1ptw.then(|| {
+        // The address as the guest's tables have it. A walk that does not come by has changed since.
+        let at = place.below.map(|at| Ipa::new(at.raw())).or(place.ipa);
+        at.and_then(|at| inject::stage1_level(vcpu, fault.gva, at))
+            .unwrap_or(Level::L3)
+    });
+    let sea = Sea::of_poison(esr, fault.gva, fault.address, level);
+    tell(vcpu, state, sea.shown(vcpu_has_ras(state)), sea.gva, place)
+}
+
+/// A walker of umbra's met a broken descriptor of the guest hypervisor's stage 2, at `at` in the VM.
+pub(super) fn consumed_by_walk(
+    vcpu: &Arc<Vcpu>,
+    state: &mut State,
+    esr: Esr,
+    fault: &Stage2Fault<L2Ipa>,
+    (at, level): (Ipa, Level),
+) -> Next {
+    let (hva, lies) = {
+        let slot = vcpu.vm.memory.lock().slot_at(at);
+        let hva = slot.and_then(|slot| slot.hva_of(at));
+        (hva, hva.and_then(|hva| vcpu.vm.mm.bad_at(hva)))
+    };
+    if let (Some(hva), Some((_, Poison::Known))) = (hva, lies) {
+        return Next::BusError(hva);
+    }
+    let sea = Sea::of_poison(esr, fault.gva, fault.address, Some(level));
+    let place = Place {
+        ipa: Some(at),
+        below: fault.address,
+    };
+    tell(vcpu, state, sea.shown(vcpu_has_ras(state)), sea.gva, place)
+}
+
+fn vcpu_has_ras(state: &State) -> bool {
+    state.features.ras
+}
+
+fn tell(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, gva: Option<Gva>, place: Place) -> Next {
+    if !vcpu.vm.options.lock().sea_to_user {
+        return serror(state);
+    }
+    state.told = Some(Told {
+        esr,
+        gva,
+        page: place.below.map(|at| at.align_down(4096)),
+    });
+    Next::Vmm(VmmExit::ArmSea(ArmSeaExit {
+        esr: esr.raw(),
+        gva: gva.map_or(0, Gva::raw),
+        gpa: place.ipa.map(|ipa| ipa.align_down(4096).raw()),
+        l2_ipa: place.below.map(|at| at.align_down(4096).raw()),
+    }))
+}
+
+/// As Linux without the capability, and for what is nobody's but umbra's: an SError without a syndrome
+/// of its own.
+fn serror(state: &mut State) -> Next {
+    state.pending_serror = Some(None);
+    // Entered anew, which makes it pending.
+    Next::Interrupt
+}
+
+/// What KVM_SET_VCPU_EVENTS asked for: the abort that was told, else a data abort at the last address.
+pub(super) fn inject(vcpu: &Arc<Vcpu>, state: &mut State, told: Option<Told>) {
+    const IL: u64 = 1 << 25;
+    const ISS: u64 = (1 << 25) - 1;
+    const FNV: u64 = 1 << 10;
+    const EXTERNAL: u64 = 0x10;
+    let (instruction, iss, far, page) = match told {
+        Some(told) => {
+            let instruction = matches!(
+                told.esr.ec(),
+                Ec::InstructionAbortLower | Ec::InstructionAbortSame
+            );
+            let fnv = if told.gva.is_none() { FNV } else { 0 };
+            let iss = told.esr.raw() & ISS | fnv;
+            (instruction, iss, told.gva.map(Gva::raw), told.page)
+        }
+        None => (false, EXTERNAL, Some(state.last_far), None),
+    };
+    if state.world == World::Nested && nested_takes(vcpu) {
+        let class: u64 = if instruction { 0x20 } else { 0x24 };
+        let esr = class << 26 | IL | iss;
+        nested::leave(vcpu, state, Vector::Sync, Some(esr), far);
+        if let Some(page) = page {
+            let hpfar = Hpfar::from_page(page).raw();
+            vcpu.hw.lock().regs.set(Reg::HpfarEl2, hpfar);
+        }
+    } else {
+        inject::abort(vcpu, state, instruction, iss, far);
+    }
+}
+
+/// Whether the guest hypervisor takes external aborts of what it runs (HCR_EL2.TEA, TGE).
+fn nested_takes(vcpu: &Vcpu) -> bool {
+    const TGE: u64 = 1 << 27;
+    const TEA: u64 = 1 << 37;
+    vcpu.hw.lock().regs.get(Reg::HcrEl2) & (TGE | TEA) != 0
+}

@@ -1,0 +1,142 @@
+//! Memory that is broken: who is told, and what is taken from whom.
+//!
+//! ```text
+//!   EINJ notrigger ─► plant  ─┐                    ┌─ free: retired at once
+//!   firmware, hwpoison ─► report ─┤► registry, frame table ─┤
+//!   MADV_HWPOISON ─► report  ─┘                    └─ a process's: unmapped from it and from every VM
+//! ```
+//!
+//! What always holds: a bad frame is in the registry (or counted as one too many) and marked in the
+//! frame table *before* it is taken from its users; so whoever gets a frame later gets another one,
+//! and whoever had it faults on the next access. The access that faults consumes the error.
+//!
+//! Hardware raises the abort itself; a planted error has to be met. QEMU does not route a
+//! guest's abort to EL2 (HCR_EL2.TEA), so a planted page is kept out of all tables and the fault stands
+//! for the abort (`umbra_abort::Sea::of_poison`). From there on the two are one path.
+
+use core::fmt::Write;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use umbra_abort::{BadFrame, BadFrames, Poison, Reported};
+use umbra_arm64::Pa;
+use umbra_frames::{FRAME, Owner, Standing};
+use umbra_hw::sync::SpinLock;
+use umbra_linux::Errno;
+use umbra_linux::signal::{Siginfo, Signal, code};
+
+use crate::{mem, proc};
+
+/// Bad frames that are listed. More are retired all the same.
+const LISTED: usize = 1024;
+
+static REGISTRY: SpinLock<BadFrames<LISTED>> = SpinLock::new("bad frames", 195, BadFrames::new());
+/// Errors that hardware corrected.
+static CORRECTED: AtomicU64 = AtomicU64::new(0);
+
+/// What is known of the frame that `pa` lies in.
+pub(crate) fn state_of(pa: Pa) -> Option<Poison> {
+    REGISTRY.lock().get(pa).map(|entry| entry.poison)
+}
+
+/// Somebody consumed the error at `pa`. Answers what was known of the frame.
+pub(crate) fn consume(pa: Pa) -> Poison {
+    let entry = {
+        let mut registry = REGISTRY.lock();
+        registry.consumed(pa);
+        registry.get(pa)
+    };
+    if let Some(entry) = entry.filter(|entry| entry.consumed == 1) {
+        // Once a frame: whoever runs into it again and again must not fill the console.
+        log::warn!("the memory error at {} is consumed", entry.frame);
+    }
+    // A frame that is not listed is one too many: it is known by its place in a table of bad pages.
+    entry.map_or(Poison::Known, |entry| entry.poison)
+}
+
+/// An error that hardware corrected: counted.
+pub(crate) fn corrected(pa: Pa) {
+    let count = CORRECTED.fetch_add(1, Ordering::Relaxed) + 1;
+    log::info!("memory error at {pa}: corrected ({count} so far)");
+}
+
+/// The frame of `pa` is bad. `ENXIO`: not memory that umbra could take from anybody; `ENOMEM`: no
+/// memory to cut its block, and nothing has changed for its user.
+pub(crate) fn report(pa: Pa, poison: Poison) -> Result<(), Errno> {
+    let frame = pa.align_down(FRAME);
+    if !mem::is_ram(frame) {
+        return Err(Errno::ENXIO);
+    }
+    let owner = mem::owner(frame);
+    if owner.is_some_and(is_own) {
+        fail_stop(frame, owner);
+    }
+    let news = REGISTRY.lock().report(frame, poison);
+    let standing = mem::retire(frame);
+    if news == Reported::Before {
+        return Ok(());
+    }
+    log::warn!("memory error at {frame}: {poison:?}, {standing:?}");
+    match standing {
+        Standing::Owned(Owner::Anonymous | Owner::Shared) => take_from_processes(frame, poison),
+        Standing::Owned(Owner::Table) => crate::kvm::heal_table(frame),
+        Standing::Owned(Owner::Heap | Owner::Stack | Owner::Kernel) => fail_stop(frame, owner),
+        Standing::Free | Standing::Retired | Standing::Reserved => Ok(()),
+    }
+}
+
+/// Whether an owner is umbra itself, so that nothing can be trusted any more.
+fn is_own(owner: Owner) -> bool {
+    matches!(owner, Owner::Heap | Owner::Stack | Owner::Kernel)
+}
+
+/// The end, with the frame's name.
+fn fail_stop(frame: Pa, owner: Option<Owner>) -> ! {
+    panic!(
+        "memory error at {frame}, which umbra itself lives in ({owner:?}): nothing it holds can be trusted"
+    )
+}
+
+fn take_from_processes(frame: Pa, poison: Poison) -> Result<(), Errno> {
+    for process in proc::processes() {
+        let Some(mm) = process.try_mm() else {
+            continue;
+        };
+        while let Some(at) = mm.take_bad(frame)? {
+            if poison == Poison::Known && process.wants_early_word() {
+                let info = Siginfo::memory_error(code::BUS_MCEERR_AO, at, 12);
+                process.send(Signal::BUS, info)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The list, as a text: a line a frame.
+pub(crate) fn list() -> alloc::string::String {
+    let mut text = alloc::string::String::new();
+    let (entries, unlisted) = {
+        let registry = REGISTRY.lock();
+        (registry.entries().to_vec(), registry.unlisted())
+    };
+    for BadFrame {
+        frame,
+        poison,
+        consumed,
+    } in entries
+    {
+        let owner = mem::owner(frame);
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{:#x} {poison:?} consumed={consumed} owner={owner:?}",
+            frame.raw()
+        );
+    }
+    let _ = writeln!(
+        text,
+        "retired={} unlisted={unlisted} corrected={}",
+        mem::retired_frames(),
+        CORRECTED.load(Ordering::Relaxed)
+    );
+    text
+}

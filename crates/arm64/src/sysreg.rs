@@ -19,7 +19,7 @@ use core::fmt;
 pub use feature::{Feature, Features};
 pub use file::{Identity, RegFile, VncrPage};
 pub use regs::{ARRAY_LEN, Class, HwReg, Reg, RegInfo, Reset, Slot, UNKNOWN};
-pub use trap::{Emulated, SgiGroup, TimerReg, TrapAction, is_at, is_tlbi, trap};
+pub use trap::{Emulated, SgiGroup, TimerReg, TrapAction, is_at, is_id_space, is_tlbi, trap};
 
 /// The encoding of an A64 system register or system instruction.
 ///

@@ -22,6 +22,7 @@ mod descend;
 mod features;
 mod layout;
 mod memory;
+pub mod route;
 pub mod stage1;
 pub mod stage2;
 mod stop;

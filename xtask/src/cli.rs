@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Set up, build, run and test umbra.
@@ -38,6 +39,26 @@ pub(crate) enum Command {
         #[arg(long, num_args = 1.., value_names = ["OUT", "FILE=PATH"])]
         initrd: Vec<String>,
     },
+    /// Become another program that does not outlive its parent (`guard.rs`).
+    #[command(hide = true)]
+    Guard(GuardArgs),
+}
+
+/// Arguments of `guard`.
+#[derive(Debug, Args)]
+pub(crate) struct GuardArgs {
+    /// The process that asks: if the parent is another one, it is gone already.
+    #[arg(long)]
+    pub(crate) parent: u32,
+    /// A variable of the program's environment.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<OsString>,
+    /// Start a session, with standard input as its terminal.
+    #[arg(long)]
+    pub(crate) session: bool,
+    /// The program and its arguments.
+    #[arg(last = true, required = true)]
+    pub(crate) words: Vec<OsString>,
 }
 
 /// What can be run.

@@ -17,6 +17,7 @@ mod cargo;
 mod cli;
 mod cpio;
 mod events;
+mod guard;
 mod guest;
 mod hash;
 mod image;
@@ -47,8 +48,12 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
+    if let Command::Guard(args) = &cli.command {
+        return guard::become_it(args);
+    }
     let ws = Workspace::find()?;
     match cli.command {
+        Command::Guard(_) => {}
         Command::Setup { check: true } => setup::check(&ws)?,
         Command::Setup { check: false } => setup::all(&ws)?,
         Command::Run { what: None } => return run::linux(&ws, &cli::LinuxArgs::default()),

@@ -2,6 +2,7 @@
 //! limit, and what to say of a machine that hangs.
 
 use crate::events;
+use crate::guard;
 use crate::image::Symbols;
 use crate::setup::Qemu;
 use crate::transcript::Transcript;
@@ -101,10 +102,12 @@ impl Machine {
         // The kernel's limit for a socket's path is 107 bytes; a deeper checkout does without.
         let monitor = socket.as_os_str().len() < 100;
         if monitor {
+            let socket = option_value(&socket);
             cmd.arg("-qmp")
-                .arg(format!("unix:{},server=on,wait=off", socket.display()));
+                .arg(format!("unix:{socket},server=on,wait=off"));
         }
         self.head(qemu, &cmd, log)?;
+        let mut cmd = guard::command(&cmd, guard::Options::default())?;
         let start = Instant::now();
         cmd.stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -170,7 +173,7 @@ impl Machine {
     ) -> Result<Outcome> {
         let mut cmd = self.command(qemu);
         let path = log.path().to_path_buf();
-        let file = path.display().to_string().replace(',', ",,");
+        let file = option_value(&path);
         cmd.arg("-chardev");
         cmd.arg(format!(
             "stdio,id=console,mux=on,signal=off,logfile={file},logappend=on"
@@ -182,6 +185,7 @@ impl Machine {
             "chardev=console,mode=readline",
         ]);
         self.head(qemu, &cmd, log)?;
+        let mut cmd = guard::command(&cmd, guard::Options::default())?;
         let start = Instant::now();
         let mut child = cmd.spawn().context("cannot start QEMU")?;
         let end = loop {
@@ -206,6 +210,11 @@ impl Machine {
     }
 }
 
+/// A path as the value of one of QEMU's options, in which a comma begins the next.
+fn option_value(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
 fn stop(child: &mut Child) -> Result<()> {
     // It may have ended in the meantime; then there is nothing to kill.
     let _ = child.kill();
@@ -225,7 +234,8 @@ fn follow(child: &mut Child) -> Receiver<Vec<u8>> {
     receiver
 }
 
-fn forward(mut from: impl Read + Send + 'static, to: Sender<Vec<u8>>) {
+/// Sends what can be read, in the parts in which it comes, until the end.
+pub(crate) fn forward(mut from: impl Read + Send + 'static, to: Sender<Vec<u8>>) {
     std::thread::spawn(move || {
         let mut part = [0; 4096];
         while let Ok(n @ 1..) = from.read(&mut part) {

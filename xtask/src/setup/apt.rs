@@ -97,19 +97,31 @@ impl Apt {
         let stanzas: Vec<String> = suites.iter().map(|s| archive.stanza(s)).collect();
         fs::write(dir.join("sources.d/umbra.sources"), stanzas.join("\n"))?;
         fs::write(dir.join("apt.conf"), configuration(dir, architecture))?;
-        // apt-get says which suite is missing, keeps the lists of the others, and fails.
+        // apt-get says which suite is missing, keeps the lists of the others, and may still succeed.
         let out = apt
             .command("apt-get")
             .args(["-qq", "update"])
             .output()
             .context("apt-get")?;
-        if !out.status.success() && apt.names("")?.is_empty() {
+        if !apt.has_lists()? {
             bail!(
-                "apt-get update failed:\n{}",
+                "no package lists from the mirror in apt's sources (is there a network?)\n{}",
                 String::from_utf8_lossy(&out.stderr).trim_end()
             );
         }
         Ok(apt)
+    }
+
+    /// Whether any suite's list is there.
+    fn has_lists(&self) -> Result<bool> {
+        let lists = self.dir.join("lists");
+        let entries = fs::read_dir(&lists).with_context(|| format!("{}", lists.display()))?;
+        for entry in entries {
+            if entry?.file_name().to_string_lossy().contains("_Packages") {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn command(&self, program: &str) -> Command {

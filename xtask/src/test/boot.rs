@@ -4,6 +4,7 @@
 use super::cases::{Case, HELLO, Work};
 use super::judge::{Part, Passed, judge, parts};
 use super::report::{Tally, tail};
+use super::terminal;
 use crate::bootargs::BootArgs;
 use crate::build::{self, Kernel, Payloads, Programs, TestPrograms};
 use crate::cargo::shell_word;
@@ -18,7 +19,8 @@ use crate::transcript::Transcript;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// The memory of test guests.
 const GUEST_MEMORY: &str = "512M";
@@ -29,6 +31,8 @@ pub(crate) struct Bench<'a> {
     pub(crate) ws: &'a Workspace,
     /// The emulator.
     pub(crate) qemu: &'a Qemu,
+    /// The caller's own emulator, if it is one.
+    pub(crate) own_qemu: Option<&'a Path>,
     /// umbra; the reference cases do without.
     pub(crate) kernel: Option<Kernel>,
     /// The programs of EL0.
@@ -77,6 +81,12 @@ impl Bench<'_> {
         let Some(first) = cases.first() else {
             return Ok(());
         };
+        if let Work::Terminal(how) = first.work {
+            let start = Instant::now();
+            let result = terminal::run(self.ws, self.own_qemu, how, first.limit)?;
+            tally.result(&first.name, start.elapsed().as_secs_f64(), result);
+            return Ok(());
+        }
         let name = match cases {
             [one] => one.name.replace('/', "-"),
             _ => format!(
@@ -165,7 +175,7 @@ impl Bench<'_> {
                 let judged = judge(&cases[0], &ended(&outcome.console));
                 Ok(vec![judged.and_then(|passed| same.map(|()| passed))])
             }
-            Work::Oracle(_) | Work::ReferenceSuites(_) => {
+            Work::Oracle(_) | Work::Terminal(_) | Work::ReferenceSuites(_) => {
                 Ok(vec![judge(&cases[0], &ended(&outcome.console))])
             }
             Work::Program(..) | Work::Payload(..) | Work::Linux(_) | Work::Nested(..) => {
@@ -207,6 +217,7 @@ impl Bench<'_> {
             | Work::Program(..)
             | Work::Payload(..)
             | Work::Linux(_)
+            | Work::Terminal(_)
             | Work::Nested(..) => {}
         }
         let mut items = vec![
@@ -283,7 +294,11 @@ impl Bench<'_> {
                 items.push(Item::from_file("/guest/initrd", &initrd)?);
                 Ok(storeys.commands(self.nonce))
             }
-            Work::First(..) | Work::Oracle(_) | Work::Reference(_) | Work::ReferenceSuites(_) => {
+            Work::First(..)
+            | Work::Oracle(_)
+            | Work::Terminal(_)
+            | Work::Reference(_)
+            | Work::ReferenceSuites(_) => {
                 bail!("{} boots by itself", case.name)
             }
         }

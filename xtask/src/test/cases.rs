@@ -38,6 +38,28 @@ impl File {
     }
 }
 
+/// How a person leaves `run linux --interactive`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// By `poweroff -f` in the guest's shell, after a look round.
+    PowerOff,
+    /// By Ctrl-A X.
+    CtrlAX,
+    /// Not at all: xtask gets a SIGTERM.
+    Terminated,
+}
+
+impl Leave {
+    /// The last part of the case's name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::PowerOff => "interactive",
+            Self::CtrlAX => "ctrl-a-x",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
 /// What a case runs.
 #[derive(Debug, Clone)]
 pub(crate) enum Work {
@@ -54,6 +76,8 @@ pub(crate) enum Work {
     Payload(String, Vec<String>),
     /// The walks of `crates/nested` against the CPU's own on so many random tables, in umbra's place.
     Oracle(u32),
+    /// `run linux --interactive` behind a terminal.
+    Terminal(Leave),
     /// The same VMM and guest on Linux with KVM instead of umbra.
     Reference(Flavour),
     /// The same suites on Linux with KVM instead of umbra: what they ask, Linux answers.
@@ -120,11 +144,22 @@ impl Case {
         matches!(&self.work, Work::Payload(_, options) if options.iter().any(|o| o == "--nested"))
     }
 
+    /// The guest kernels it needs.
+    pub(crate) fn flavours(&self) -> Vec<Flavour> {
+        match self.work {
+            Work::Program(..) | Work::First(..) | Work::Payload(..) | Work::Oracle(_) => vec![],
+            Work::Linux(guest) => vec![guest],
+            Work::Nested(storeys) => vec![storeys.l1, storeys.l2],
+            Work::Reference(guest) => vec![Flavour::Newest, guest],
+            Work::Terminal(_) | Work::ReferenceSuites(_) => vec![Flavour::Newest],
+        }
+    }
+
     /// Whether it boots umbra.
     pub(crate) fn needs_umbra(&self) -> bool {
         !matches!(
             self.work,
-            Work::Oracle(_) | Work::Reference(_) | Work::ReferenceSuites(_)
+            Work::Terminal(_) | Work::Oracle(_) | Work::Reference(_) | Work::ReferenceSuites(_)
         )
     }
 
@@ -139,6 +174,7 @@ impl Case {
             | Work::Linux(_)
             | Work::Nested(..)
             | Work::Oracle(_)
+            | Work::Terminal(_)
             | Work::Reference(_)
             | Work::ReferenceSuites(_) => false,
         }
@@ -218,6 +254,11 @@ fn fixed(nonce: &str) -> Vec<Case> {
         ];
         Case::new(name, 1, Work::Oracle(tables), limit, &expect)
     };
+    let terminal = |how: Leave| {
+        // It builds umbra as users have it first.
+        let name = format!("run/{}", how.name());
+        Case::new(&name, 2, Work::Terminal(how), 300, &[])
+    };
     let mut cases = vec![
         up(1),
         up(2),
@@ -261,6 +302,9 @@ fn fixed(nonce: &str) -> Vec<Case> {
             &[],
         )
         .status(42),
+        terminal(Leave::PowerOff),
+        terminal(Leave::CtrlAX),
+        terminal(Leave::Terminated),
         linux("linux/1cpu", 1, Flavour::Newest, &[]),
         linux(
             "linux/2cpu",
@@ -406,7 +450,7 @@ mod tests {
         {
             assert!(name.contains('/'), "{name}");
             assert!(
-                !expect.is_empty() || matches!(work, Work::First(..)),
+                !expect.is_empty() || matches!(work, Work::First(..) | Work::Terminal(_)),
                 "{name} expects nothing"
             );
             for pattern in expect {

@@ -8,6 +8,7 @@ mod judge;
 mod libtest;
 mod report;
 mod sabotage;
+mod terminal;
 
 use crate::build::{self, Profile};
 use crate::cli::TestArgs;
@@ -84,7 +85,13 @@ fn on_target(ws: &Workspace, args: &TestArgs, filter: &Filter, tally: &mut Tally
         return Ok(());
     }
     let qemu = setup::qemu(ws, args.qemu.as_deref())?;
-    setup::guests(ws, &Flavour::ALL)?;
+    let sabotaged = |case: &&Case| sabotages.iter().any(|s| s.case == case.name);
+    let wanted: Vec<Flavour> = cases
+        .iter()
+        .chain(all.iter().filter(sabotaged))
+        .flat_map(Case::flavours)
+        .collect();
+    setup::guests(ws, &wanted)?;
     let payloads = step("build guest payloads", || build::payloads(ws))?;
     let programs = step("build init and umbra-vmm", || build::programs(ws))?;
     let tests = step("build test programs", || build::test_programs(ws))?;
@@ -98,6 +105,7 @@ fn on_target(ws: &Workspace, args: &TestArgs, filter: &Filter, tally: &mut Tally
     let mut bench = Bench {
         ws,
         qemu: &qemu,
+        own_qemu: args.qemu.as_deref(),
         kernel,
         programs: &programs,
         tests: &tests,

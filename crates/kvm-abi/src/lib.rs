@@ -15,6 +15,8 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 pub mod cap;
 pub mod device;
 pub mod errno;
@@ -29,6 +31,7 @@ pub mod reg;
 pub mod reg_list;
 pub mod run;
 pub mod smccc;
+pub mod smccc_filter;
 pub mod stats;
 pub mod vcpu;
 pub mod vgic;

@@ -166,13 +166,17 @@ impl Placement {
         if self.single || usize::from(region.index) != self.redists.len() {
             return Err(PlaceError::Invalid);
         }
-        self.add(
-            Redists {
-                base: region.base.raw(),
-                count: region.count,
-            },
-            ipa_bits,
-        )
+        let redists = Redists {
+            base: region.base.raw(),
+            count: region.count,
+        };
+        if self
+            .dist
+            .is_some_and(|dist| redists.overlaps(dist, DIST_BYTES))
+        {
+            return Err(PlaceError::Invalid);
+        }
+        self.add(redists, ipa_bits)
     }
 
     fn add(&mut self, redists: Redists, ipa_bits: u8) -> Result<(), PlaceError> {

@@ -1,10 +1,9 @@
 //! eventfd, and its use inside umbra: a VM's irqfd listens to one, an ioeventfd signals one.
 
 use alloc::sync::{Arc, Weak};
-use alloc::vec::Vec;
 
 use umbra_hw::sync::SpinLock;
-use umbra_linux::{Errno, Readiness, Stop, eventfd};
+use umbra_linux::{Errno, Events, Readiness, Stop, eventfd};
 
 use crate::file::{Call, File};
 use crate::sched::WaitQueue;
@@ -19,7 +18,7 @@ pub(crate) trait EventSink: Send + Sync {
 pub(crate) struct EventFd {
     counter: SpinLock<eventfd::EventFd>,
     queue: WaitQueue,
-    sinks: SpinLock<Vec<Weak<dyn EventSink>>>,
+    sink: SpinLock<Option<Weak<dyn EventSink>>>,
 }
 
 impl EventFd {
@@ -28,7 +27,7 @@ impl EventFd {
         Arc::new(Self {
             counter: SpinLock::new("eventfd", 74, eventfd::EventFd::new(initial, semaphore)),
             queue: WaitQueue::new(),
-            sinks: SpinLock::new("eventfd sinks", 75, Vec::new()),
+            sink: SpinLock::new("eventfd sink", 75, None),
         })
     }
 
@@ -47,20 +46,31 @@ impl EventFd {
         taken
     }
 
-    /// Tells `sink` of writes from now on, as long as it lives.
-    pub(crate) fn watch(&self, sink: Weak<dyn EventSink>) {
-        let mut sinks = self.sinks.lock();
-        sinks.retain(|other| other.strong_count() > 0);
-        sinks.push(sink);
+    /// Tells `sink` of writes from now on, as long as it lives. `EBUSY` if somebody else is told:
+    /// the first would take what the second waits for.
+    pub(crate) fn watch(&self, sink: &Arc<dyn EventSink>) -> Result<(), Errno> {
+        {
+            let mut watcher = self.sink.lock();
+            if watcher
+                .as_ref()
+                .is_some_and(|other| other.strong_count() > 0)
+            {
+                return Err(Errno::EBUSY);
+            }
+            *watcher = Some(Arc::downgrade(sink));
+        }
+        // What was written before counts too.
+        let written = self.counter.lock().readiness().events.contains(Events::IN);
+        if written {
+            sink.signalled();
+        }
+        Ok(())
     }
 
     fn tell(&self) {
         self.queue.wake_all();
-        let sinks: Vec<_> = {
-            let sinks = self.sinks.lock();
-            sinks.iter().filter_map(Weak::upgrade).collect()
-        };
-        for sink in sinks {
+        let sink = self.sink.lock().as_ref().and_then(Weak::upgrade);
+        if let Some(sink) = sink {
             sink.signalled();
         }
     }

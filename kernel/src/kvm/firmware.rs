@@ -3,13 +3,16 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::OnceCell;
+use core::sync::atomic::Ordering;
 
 use umbra_arm64::sysreg::Reg;
 use umbra_kvm_abi::exit::{
-    Exit as VmmExit, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVM_SYSTEM_EVENT_SUSPEND,
+    Exit as VmmExit, KVM_HYPERCALL_EXIT_SMC, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+    KVM_SYSTEM_EVENT_SUSPEND,
 };
 use umbra_kvm_abi::psci::{self, INTERNAL_FAILURE, PsciAction, SUCCESS, VcpuView};
 use umbra_kvm_abi::smccc::{self, SmcccAction};
+use umbra_kvm_abi::smccc_filter::Handler;
 use umbra_kvm_abi::vcpu::Power;
 
 use super::run::Next;
@@ -43,8 +46,24 @@ impl VcpuView for View<'_> {
 }
 
 /// A call with its function in x0. PC is past the instruction.
-pub(super) fn call(vcpu: &Arc<Vcpu>, state: &mut State, _smc: bool) -> Next {
+pub(super) fn call(vcpu: &Arc<Vcpu>, state: &mut State, smc: bool) -> Next {
     let [x0, x1, x2, x3, ..] = state.frame.x;
+    if vcpu.vm.filters.load(Ordering::Acquire) {
+        let handler = vcpu.vm.filter.lock().handler(x0 as u32);
+        match handler {
+            Handler::Kernel => {}
+            Handler::Nobody => {
+                state.frame.x[0] = smccc::NOT_SUPPORTED;
+                return Next::Guest;
+            }
+            Handler::Vmm => {
+                return Next::Vmm(VmmExit::Hypercall {
+                    nr: x0 & 0xffff_ffff,
+                    flags: if smc { KVM_HYPERCALL_EXIT_SMC } else { 0 },
+                });
+            }
+        }
+    }
     let view = View {
         vm: &vcpu.vm,
         vcpus: OnceCell::new(),

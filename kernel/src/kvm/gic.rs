@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use umbra_arm64::Ipa;
 use umbra_hw::sync::SpinLock;
-use umbra_kvm_abi::irq::{IrqFd, IrqLevel, IrqLine};
+use umbra_kvm_abi::irq::{IrqFd, IrqLevel, IrqLine, Route};
 use umbra_linux::Errno;
 use umbra_vgic::{
     Access, Affinity, Config, Frame, Kicks, LrFile, Placement, Refusal, SgiRegister, Vgic, Vtr,
@@ -362,10 +362,16 @@ impl EventSink for IrqSink {
     fn signalled(&self) {
         let Some(vm) = self.vm.upgrade() else { return };
         self.event.take();
-        let intid = self.gsi + umbra_vgic::FIRST_SPI;
-        vm.gic.with(&vm, |vgic| {
-            ((), vgic.inject_edge(0, intid).unwrap_or(Kicks::NONE))
-        });
+        match vm.routes.of(self.gsi) {
+            Some(Route::Pin { pin }) => {
+                let intid = pin + umbra_vgic::FIRST_SPI;
+                vm.gic.with(&vm, |vgic| {
+                    ((), vgic.inject_edge(0, intid).unwrap_or(Kicks::NONE))
+                });
+            }
+            // Messages go to an ITS, of which there is none.
+            Some(Route::Msi(_)) | None => {}
+        }
     }
 }
 
@@ -391,14 +397,8 @@ pub(super) fn irqfd(vm: &Arc<Vm>, call: &Call<'_>, request: &IrqFd) -> Result<()
         gsi: request.gsi,
         event: event.clone(),
     });
-    {
-        let mut sinks = vm.gic.irqfds.lock();
-        if sinks.iter().any(|other| Arc::ptr_eq(&other.event, &event)) {
-            return Err(Errno::EBUSY);
-        }
-        sinks.push(sink.clone());
-    }
-    let weak: Weak<dyn EventSink> = Arc::downgrade(&sink) as Weak<dyn EventSink>;
-    event.watch(weak);
+    let listener: Arc<dyn EventSink> = sink.clone();
+    event.watch(&listener)?;
+    vm.gic.irqfds.lock().push(sink);
     Ok(())
 }

@@ -24,6 +24,7 @@ mod mmio;
 mod nested;
 mod onereg;
 mod regs;
+mod routing;
 mod run;
 mod sea;
 mod slots;

@@ -9,13 +9,17 @@ use core::sync::atomic::Ordering;
 
 use umbra_abort::World;
 use umbra_arm64::Hva;
-use umbra_arm64::idreg::cache;
+use umbra_arm64::idreg::{cache, writable_mask};
 use umbra_arm64::sysreg::{Reg, SysReg};
 use umbra_hw::guest::HwPstate;
-use umbra_kvm_abi::reg::{CoreReg, OneReg, RegId, RegList, TimerId};
+use umbra_kvm_abi::reg::{
+    CoreReg, KVM_ARM_FEATURE_ID_RANGE_SIZE, OneReg, RegId, RegList, RegMaskRange, TimerId,
+    feature_id_index,
+};
 use umbra_kvm_abi::reg_list::{Place, places, resolve};
 use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_PSCI_0_2, VcpuFeatures};
 use umbra_linux::Errno;
+use zerocopy::IntoBytes;
 
 use super::nested;
 use super::sysreg::shown_id_regs;
@@ -41,6 +45,11 @@ pub(super) fn access(
     set: bool,
 ) -> Result<u64, Errno> {
     adopt_id_regs(vcpu, state);
+    // A start that PSCI asked for shows at once, though the vCPU has not run since.
+    let start = vcpu.power.lock().start.take();
+    if let Some(start) = start {
+        vcpu.start_at(state, start);
+    }
     let id = RegId(reg.id);
     let place = abi(resolve(id, &state.features, &state.id_regs))?;
     let mut bytes = [0; size_of::<u128>()];
@@ -210,8 +219,37 @@ fn write_state(vcpu: &Vcpu, reg: Reg, value: u64) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Whether `enc` describes AArch32, which no VM has: such registers read as zero. All but those that
+/// Linux does not know take any value and stay zero.
+fn is_aarch32_id(enc: SysReg) -> bool {
+    let unknown = matches!((enc.crm(), enc.op2()), (1, 3) | (3, 3) | (3, 5) | (3, 7));
+    (enc.op0(), enc.op1(), enc.crn()) == (3, 0, 0) && (1..=3).contains(&enc.crm()) && !unknown
+}
+
+/// KVM_ARM_GET_REG_WRITABLE_MASKS. `EINVAL`: another range than that of the feature ids, or something
+/// where zeros should be; `EFAULT`.
+pub(super) fn writable_masks(mm: &Mm, request: &RegMaskRange) -> Result<u64, Errno> {
+    if request.range != 0 || request.reserved.iter().any(|&word| word != 0) {
+        return Err(Errno::EINVAL);
+    }
+    let mut masks = [0u64; KVM_ARM_FEATURE_ID_RANGE_SIZE];
+    for op1 in [0, 1, 3] {
+        for (crm, op2) in (0..8).flat_map(|crm| (0..8).map(move |op2| (crm, op2))) {
+            let enc = SysReg::new(3, op1, 0, crm, op2);
+            if let Some(mask) = feature_id_index(enc).and_then(|at| masks.get_mut(at)) {
+                *mask = writable_mask(enc);
+            }
+        }
+    }
+    mm.write_bytes(Hva::new(request.addr), masks.as_bytes())?;
+    Ok(0)
+}
+
 /// ID registers are the VM's: whichever vCPU they are set through, all have them.
 fn write_id(vcpu: &Vcpu, state: &mut State, enc: SysReg, value: u64) -> Result<(), Errno> {
+    if is_aarch32_id(enc) {
+        return Ok(());
+    }
     if vcpu.vm.has_run() {
         return if value == state.id_regs.get(enc) {
             Ok(())

@@ -50,7 +50,17 @@ pub(super) fn extension(number: u64, vm: Option<&Arc<Vm>>) -> u64 {
         | cap::KVM_CAP_ARM_SEA_TO_USER
         | cap::KVM_CAP_ARM_SYSTEM_SUSPEND
         | cap::KVM_CAP_IRQCHIP => 1,
-        cap::KVM_CAP_SYNC_MMU => 1,
+        cap::KVM_CAP_SYNC_MMU
+        | cap::KVM_CAP_VCPU_ATTRIBUTES
+        | cap::KVM_CAP_VM_ATTRIBUTES
+        | cap::KVM_CAP_CHECK_EXTENSION_VM
+        | cap::KVM_CAP_ARM_IRQ_LINE_LAYOUT_2
+        | cap::KVM_CAP_SYSTEM_EVENT_DATA
+        | cap::KVM_CAP_INTERNAL_ERROR_DATA
+        | cap::KVM_CAP_MEMORY_FAULT_INFO
+        // A mask of ranges: that of the feature ids.
+        | cap::KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES => 1,
+        cap::KVM_CAP_IRQ_ROUTING => super::routing::MAX_ROUTES.into(),
         cap::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => super::dirty::MANUAL,
         cap::KVM_CAP_ARM_VM_IPA_SIZE => u64::from(machine.pa_bits),
         cap::KVM_CAP_NR_VCPUS => crate::sched::cpus() as u64,

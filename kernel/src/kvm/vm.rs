@@ -2,7 +2,7 @@
 
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use umbra_arm64::idreg::IdRegs;
 use umbra_arm64::{Hva, Ipa};
@@ -17,7 +17,9 @@ use umbra_kvm_abi::memory::{
     KVM_MEM_MAX_NR_PAGES, KVM_MEM_READONLY, KVM_USER_MEM_SLOTS, UserspaceMemoryRegion,
     UserspaceMemoryRegion2,
 };
+use umbra_kvm_abi::reg::RegMaskRange;
 use umbra_kvm_abi::smccc::Services;
+use umbra_kvm_abi::smccc_filter::SmcccFilter;
 use umbra_kvm_abi::vcpu::{
     EnableCap, KVM_ARM_TARGET_GENERIC_V8, KVM_ARM_VCPU_HAS_EL2, VcpuFeatures, VcpuInit,
 };
@@ -28,6 +30,7 @@ use umbra_stage2::dirty::DirtyLog;
 use super::gic::Gic;
 use super::ioeventfd::IoEvents;
 use super::memory::{Machine, Memory};
+use super::routing::Routes;
 use super::slots::{Slot, SlotError};
 use super::vcpu::{Vcpu, VcpuFile};
 use super::{dirty, errno, read_struct, system, write_struct};
@@ -63,6 +66,10 @@ pub(super) struct Vm {
     pub(super) io_events: IoEvents,
     pub(super) options: SpinLock<Options>,
     pub(super) services: SpinLock<Services>,
+    pub(super) filter: SpinLock<SmcccFilter>,
+    /// Whether the filter has anything in it.
+    pub(super) filters: AtomicBool,
+    pub(super) routes: Routes,
     /// The ID registers, once the VMM set one: then all vCPUs have these (`onereg::adopt_id_regs`).
     pub(super) id_regs: SpinLock<Option<IdRegs>>,
     /// CNTVOFF_EL2 of every vCPU, in ticks.
@@ -97,6 +104,9 @@ impl Vm {
             io_events: IoEvents::new(),
             options: SpinLock::new("vm options", 101, Options::default()),
             services: SpinLock::new("vm services", 103, Services::default()),
+            filter: SpinLock::new("smccc filter", 107, SmcccFilter::default()),
+            filters: AtomicBool::new(false),
+            routes: Routes::new(),
             id_regs: SpinLock::new("vm id registers", 106, None),
             // The virtual counter starts at zero, as on Linux.
             counter_offset: AtomicU64::new(umbra_hw::timer::ticks()),
@@ -266,6 +276,10 @@ impl File for VmFile {
                 let line = read_struct::<IrqLevel>(&mm, arg)?;
                 vm.gic.irq_line(vm, &line).map(|()| 0)
             }
+            r if r == raw(ioctl::KVM_SET_GSI_ROUTING) => vm.routes.set(&mm, arg),
+            r if r == raw(ioctl::KVM_ARM_GET_REG_WRITABLE_MASKS) => {
+                super::onereg::writable_masks(&mm, &read_struct::<RegMaskRange>(&mm, arg)?)
+            }
             r if r == raw(ioctl::KVM_IRQFD) => {
                 super::gic::irqfd(vm, call, &read_struct::<IrqFd>(&mm, arg)?).map(|()| 0)
             }
@@ -274,7 +288,7 @@ impl File for VmFile {
                 .configure(call, &read_struct::<IoEventFd>(&mm, arg)?)
                 .map(|()| 0),
             r if r == raw(ioctl::KVM_SET_DEVICE_ATTR) || r == raw(ioctl::KVM_HAS_DEVICE_ATTR) => {
-                super::device::vm_attr(request, &read_struct::<DeviceAttr>(&mm, arg)?)
+                super::device::vm_attr(vm, &mm, request, &read_struct::<DeviceAttr>(&mm, arg)?)
             }
             r if r == raw(ioctl::KVM_ENABLE_CAP) => {
                 vm.enable_cap(&read_struct::<EnableCap>(&mm, arg)?)

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use kvm_bindings::{kvm_ioeventfd, kvm_irqfd};
-use umbra_vmm::kvm::ioctl;
+use umbra_vmm::kvm::{Region, ioctl};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::asm::{
@@ -348,4 +348,70 @@ pub(super) fn ioeventfd_errors(_: &Env) -> Outcome {
     granted(call(good), "a good one")?;
     refused(call(good), libc::EEXIST, "the same again")?;
     granted(call(kvm_ioeventfd { flags: 4, ..good }), "removing it").map(drop)
+}
+
+/// KVM_SET_GSI_ROUTING with entries (gsi, kind, chip, pin).
+fn route(machine: &Machine, entries: &[[u32; 4]]) -> Answer<()> {
+    let room = Region::new(0x2_0000)?;
+    room.set_u32(0, entries.len() as u32);
+    for (at, [gsi, kind, chip, pin]) in entries.iter().enumerate() {
+        let at = 8 + 48 * at;
+        room.set_u32(at, *gsi);
+        room.set_u32(at + 4, *kind);
+        room.set_u32(at + 16, *chip);
+        room.set_u32(at + 20, *pin);
+    }
+    room.ioctl(&machine.vm, abi::SET_GSI_ROUTING, 0).map(drop)
+}
+
+pub(super) fn routing(_: &Env) -> Outcome {
+    let (machine, _gic, vcpu) = listening()?;
+    let (near, far) = (event()?, event()?);
+    let own = SPI as u32 - 32;
+    for (event, gsi) in [(&near, own), (&far, 777)] {
+        let fd = event.as_raw_fd() as u32;
+        granted(irqfd_call(&machine, fd, gsi, 0), "KVM_IRQFD")?;
+    }
+    granted(route(&machine, &[[777, 1, 0, own]]), "GSI 777")?;
+    each_wakes(vcpu, &[SPI; 4], |_| {
+        // Its own pin leads nowhere any more.
+        near.write(1).map_err(|e| format!("eventfd: {e}"))?;
+        far.write(1).map_err(|e| format!("eventfd: {e}"))
+    })
+}
+
+pub(super) fn routing_errors(_: &Env) -> Outcome {
+    let (machine, _gic, _vcpus) = machine(&[Asm::new()])?;
+    granted(route(&machine, &[]), "no entries")?;
+    granted(route(&machine, &[[0, 1, 0, 0], [4095, 1, 0, 987]]), "two")?;
+    for (entries, what) in [
+        (&[[0, 1, 0, 0], [0, 1, 0, 1]][..], "one GSI twice"),
+        (&[[4096, 1, 0, 0]], "GSI 4096"),
+        (&[[0, 1, 1, 0]], "another chip"),
+        (&[[0, 1, 0, 988]], "pin 988"),
+        (&[[0, 0, 0, 0]], "an entry of no kind"),
+        (&[[0, 3, 0, 0]], "an entry of another architecture"),
+    ] {
+        refused(route(&machine, entries), libc::EINVAL, what)?;
+    }
+    let room = granted(Region::new(0x2_0000), "mmap")?;
+    room.set_u32(0, 4097);
+    refused(
+        room.ioctl(&machine.vm, abi::SET_GSI_ROUTING, 0),
+        libc::EINVAL,
+        "4097 entries",
+    )
+}
+
+/// One listener an eventfd, whichever VM it is in.
+pub(super) fn irqfd_of_two_vms(_: &Env) -> Outcome {
+    let (one, _gic, _vcpus) = machine(&[Asm::new()])?;
+    let (two, _gic2, _vcpus2) = machine(&[Asm::new()])?;
+    let event = event()?;
+    let fd = event.as_raw_fd() as u32;
+    granted(irqfd_call(&one, fd, 8, 0), "KVM_IRQFD")?;
+    refused(irqfd_call(&one, fd, 9, 0), libc::EBUSY, "another GSI")?;
+    refused(irqfd_call(&two, fd, 8, 0), libc::EBUSY, "another VM")?;
+    granted(irqfd_call(&one, fd, 8, 1), "unbinding it")?;
+    granted(irqfd_call(&two, fd, 8, 0), "the other VM then").map(drop)
 }

@@ -8,6 +8,7 @@ pub(crate) mod abi;
 pub(crate) mod asm;
 mod dirty;
 mod events;
+mod firmware;
 mod follow;
 mod gic;
 mod guest;
@@ -71,11 +72,12 @@ rows! {
     dirty: errors writes_show_once reads_do_not by_hand initially_set walks_show no_write_is_lost;
     mmio: loads stores no_syndrome no_syndrome_exit fetch cache_operation beyond_the_vm
         completion_at_immediate_exit;
-    run: immediate_exit signal argument system_off system_reset cpu_on psci_version mp_state;
-    regs: core floating system timers id_registers unknown sizes list bad_pointer;
+    run: immediate_exit signal argument system_off system_reset cpu_on cpu_on_shows psci_version mp_state;
+    firmware: filtered filter_errors;
+    regs: core floating system timers id_registers writable_masks unknown sizes list bad_pointer;
     events: external_abort external_abort_of_mmio serror serror_masked before_init bad_values;
     gic: none created_once addresses init_order vcpu_after_init too_few_redistributors registers bad_attributes;
-    irq: wfi_and_ppi spi line_errors irqfd irqfd_errors ioeventfd ioeventfd_errors;
+    irq: wfi_and_ppi spi line_errors irqfd irqfd_errors irqfd_of_two_vms routing routing_errors ioeventfd ioeventfd_errors;
     follow: remap remap_under_two discard protect_none protect_read huge_remap two_vcpus_fault big_slot rewritten_code
         munmap_faults;
     isolation: same_address_many_vms fresh_memory created_and_destroyed registers;

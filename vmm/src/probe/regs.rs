@@ -409,3 +409,40 @@ impl Vcpu {
         answer
     }
 }
+
+/// KVM_ARM_GET_REG_WRITABLE_MASKS: what it names can be written, and what it does not cannot.
+pub(super) fn writable_masks(_: &Env) -> Outcome {
+    /// ID_AA64ISAR0_EL1, ID_AA64PFR0_EL1 and their places in the list.
+    const ISAR0: (asm::Sys, usize) = ((3, 0, 0, 6, 0), 6 * 8);
+    const PFR0: (asm::Sys, usize) = ((3, 0, 0, 4, 0), 4 * 8);
+    let machine = Machine::new()?;
+    let room = granted(Region::new(0x2_0000), "mmap")?;
+    let ask = |range: u32, reserved: u32| {
+        room.set_u64(0, room.address(0x1000));
+        room.set_u32(8, range);
+        room.set_u32(60, reserved);
+        room.ioctl(&machine.vm, abi::GET_REG_WRITABLE_MASKS, 0)
+    };
+    refused(ask(1, 0), libc::EINVAL, "range 1")?;
+    refused(ask(0, 1), libc::EINVAL, "something reserved")?;
+    granted(ask(0, 0), "KVM_ARM_GET_REG_WRITABLE_MASKS")?;
+    let vcpu = machine.bare_vcpu(0)?;
+    granted(vcpu.init(0), "KVM_ARM_VCPU_INIT")?;
+    for (register, place) in [ISAR0, PFR0] {
+        let mask = room.u64(0x1000 + 8 * place);
+        let shown = vcpu.get(abi::sys(register))?;
+        for shift in (0..64).step_by(4).filter(|shift| shown >> shift & 15 != 0) {
+            let none = shown & !(15 << shift);
+            let answer = vcpu.try_set(abi::sys(register), none);
+            let what = format!("field {shift} of {register:?} to 0");
+            if mask >> shift & 15 == 0 {
+                refused(answer, libc::EINVAL, &what)?;
+            } else if register == ISAR0.0 {
+                granted(answer, &what)?;
+            }
+        }
+    }
+    // What describes AArch32 takes anything and stays zero.
+    vcpu.set(abi::sys((3, 0, 0, 1, 0)), 0x1bad_1bad)?;
+    same(vcpu.get(abi::sys((3, 0, 0, 1, 0)))?, 0, "ID_PFR0_EL1")
+}

@@ -206,3 +206,21 @@ pub(super) fn mp_state(_: &Env) -> Outcome {
         same(vcpu.report()?, 10, "and it goes on")
     })
 }
+
+/// Where a vCPU that was switched on will begin shows before it has run.
+pub(super) fn cpu_on_shows(_: &Env) -> Outcome {
+    let machine = Machine::new()?;
+    let mut asm = Asm::new();
+    asm.mov(0, CPU_ON)
+        .mov(1, 1)
+        .mov(2, 0xfeed_f00d)
+        .mov(3, 0xdead)
+        .hvc()
+        .report(0);
+    let one = machine.vcpu_with(0, &asm)?;
+    let two = machine.bare_vcpu(1)?;
+    granted(two.init(1 << KVM_ARM_VCPU_POWER_OFF), "a stopped vCPU")?;
+    same(one.report()?, 0, "CPU_ON")?;
+    same(two.get(abi::PC)?, 0xfeed_f00d, "its PC")?;
+    same(two.x(0)?, 0xdead, "its x0")
+}

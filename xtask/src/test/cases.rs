@@ -380,6 +380,7 @@ const PROBES: [&str; 14] = [
     "dirty/",
     "mmio/",
     "run/",
+    "firmware/",
     "regs/",
     "events/",
     "gic/",

@@ -1,14 +1,18 @@
 //! Attributes of vCPUs and VMs (`Documentation/virt/kvm/devices/vcpu.rst`, `vm.rst`).
 
+use core::sync::atomic::Ordering;
+
 use umbra_hw::timer::{HYP_TIMER_PPI, PHYS_TIMER_PPI, VIRT_TIMER_PPI};
 use umbra_kvm_abi::device::{
     DeviceAttr, KVM_ARM_VCPU_TIMER_CTRL, KVM_ARM_VCPU_TIMER_IRQ_HPTIMER,
     KVM_ARM_VCPU_TIMER_IRQ_HVTIMER, KVM_ARM_VCPU_TIMER_IRQ_PTIMER, KVM_ARM_VCPU_TIMER_IRQ_VTIMER,
+    KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER, SmcccFilter,
 };
 use umbra_linux::Errno;
 
 use super::Verb;
 use crate::kvm::vcpu::Vcpu;
+use crate::kvm::vm::{Vm, abi};
 use crate::kvm::{read_struct, write_struct};
 use crate::mm::Mm;
 
@@ -65,11 +69,27 @@ fn timer_irq(attr: u64) -> Option<u32> {
     }
 }
 
-/// KVM_{SET,HAS}_DEVICE_ATTR on a VM. `ENOTTY`: another request; `ENXIO`: no such attribute (the
-/// filter of firmware calls is not there).
-pub(in crate::kvm) fn vm_attr(request: u32, _attr: &DeviceAttr) -> Result<u64, Errno> {
+/// KVM_{SET,HAS}_DEVICE_ATTR on a VM, which has the filter of firmware calls. `ENOTTY`: another
+/// request; `ENXIO`: no such attribute; `EBUSY`: a vCPU has run.
+pub(in crate::kvm) fn vm_attr(
+    vm: &Vm,
+    mm: &Mm,
+    request: u32,
+    attr: &DeviceAttr,
+) -> Result<u64, Errno> {
+    let is_filter = (attr.group, attr.attr) == (KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER);
     match Verb::of(request) {
-        Some(Verb::Set | Verb::Has) => Err(Errno::ENXIO),
+        Some(Verb::Set | Verb::Has) if !is_filter => Err(Errno::ENXIO),
+        Some(Verb::Has) => Ok(0),
+        Some(Verb::Set) => {
+            let range = read_struct::<SmcccFilter>(mm, attr.addr)?;
+            if vm.has_run() {
+                return Err(Errno::EBUSY);
+            }
+            abi(vm.filter.lock().add(&range))?;
+            vm.filters.store(true, Ordering::Release);
+            Ok(0)
+        }
         Some(Verb::Get) | None => Err(Errno::ENOTTY),
     }
 }

@@ -79,12 +79,12 @@ pub(crate) const fn fault(kind: FaultKind, level: Level) -> GuestFault {
 }
 
 impl Root {
-    const fn in_range(&self, output: u64) -> bool {
+    pub(crate) const fn in_range(&self, output: u64) -> bool {
         output & !ones(self.output_bits) == 0
     }
 
     /// A descriptor's value from the word in memory, and the other way round.
-    const fn ordered(&self, word: u64) -> u64 {
+    pub(crate) const fn ordered(&self, word: u64) -> u64 {
         if self.big_endian {
             word.swap_bytes()
         } else {
@@ -136,7 +136,13 @@ impl Root {
         }
     }
 
-    fn leaf<S>(&self, descriptor: Descriptor, level: Level, at: S, input: u64) -> Leaf<S> {
+    pub(crate) fn leaf<S>(
+        &self,
+        descriptor: Descriptor,
+        level: Level,
+        at: S,
+        input: u64,
+    ) -> Leaf<S> {
         let leaf_bytes = self.layout.granule.level_bytes(level);
         let base = self.layout.leaf(descriptor, level);
         Leaf {

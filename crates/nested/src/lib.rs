@@ -4,6 +4,7 @@
 //!   Gva ──stage1::walk──► L2Ipa ──stage2::walk──► Ipa        EL1&0 of a guest's guest
 //!   Gva ──stage1::walk──────────────────────────► Ipa        EL2&0 of the guest hypervisor itself
 //!         at::translate: either or both, as PAR_EL1 tells it
+//!         shadow: the books of what both stages 2 come to, per context
 //! ```
 //!
 //! What always holds: nothing here trusts a bit that a guest wrote. Decoding a control register cannot
@@ -16,6 +17,9 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "shadow")]
+extern crate alloc;
+
 pub mod at;
 pub mod attributes;
 mod descend;
@@ -23,6 +27,8 @@ mod features;
 mod layout;
 mod memory;
 pub mod route;
+#[cfg(feature = "shadow")]
+pub mod shadow;
 pub mod stage1;
 pub mod stage2;
 mod stop;

@@ -27,6 +27,15 @@ pub trait GuestMemory {
     /// Loads the word at `at`.
     fn read_u64(&mut self, at: Ipa) -> Result<u64, MemoryError>;
 
+    /// Loads the words from `at` on, which lie in one page.
+    fn read_run(&mut self, at: Ipa, words: &mut [u64]) -> Result<(), MemoryError> {
+        for (index, word) in words.iter_mut().enumerate() {
+            let at = at.checked_add(index as u64 * 8);
+            *word = self.read_u64(at.ok_or(MemoryError::NotMapped)?)?;
+        }
+        Ok(())
+    }
+
     /// Replaces the word at `at` by `new` if it is `old`; otherwise answers `Err` with what it is.
     ///
     /// This is a write of the guest's: it breaks copy-on-write, and it counts for the dirty log.

@@ -20,7 +20,7 @@ use crate::{
     map::{Make, MapError},
     resize::{Carve, Carved},
     seam::Tables,
-    table::{PageTable, Span, Spot},
+    table::{Leaf, PageTable, Span, Spot},
     work::{TlbRequest, TlbWork},
 };
 
@@ -109,6 +109,41 @@ impl<F: Format, A: Address> PageTable<F, A> {
     /// transition become absent, since what they are becoming might be writable.
     pub fn write_protect(&mut self, addr: A, bytes: u64, tables: &impl Tables) -> TlbWork {
         self.roughly(addr, bytes, Edit::WriteProtect, tables)
+    }
+
+    /// An empty work of this table, for [`PageTable::remove_leaf`] to add to.
+    pub fn work(&self) -> TlbWork {
+        TlbWork::new(self.config.tag, self.root)
+    }
+
+    /// Unmaps the leaf that maps `addr`, adds what that owes to `work`, and says what the leaf was. An
+    /// entry in transition becomes absent. A table that this leaves empty stays until its range is
+    /// evicted: the cost is that of one walk.
+    pub fn remove_leaf(
+        &mut self,
+        addr: A,
+        work: &mut TlbWork,
+        tables: &impl Tables,
+    ) -> Option<Leaf<A>> {
+        let spot = self.find(addr.to_raw(), tables)?;
+        let size = self.config.geometry.granule().level_bytes(spot.level);
+        let part = Span::of_entry(addr.to_raw(), size);
+        match spot.entry {
+            Entry::Absent | Entry::Table(_) => return None,
+            Entry::Leaf | Entry::InTransition(_) => {}
+        }
+        let old = self
+            .slot(spot.table, spot.level, part.start, tables)
+            .swap(entry::ABSENT, AcqRel);
+        if spot.entry != Entry::Leaf {
+            work.add(part.start, size, None, false);
+            return None;
+        }
+        self.mapped_bytes -= size;
+        if old & VALID != 0 {
+            work.add(part.start, size, Some(spot.level), true);
+        }
+        Some(self.leaf_at(part.start, spot.level, old))
     }
 
     fn roughly(&mut self, addr: A, bytes: u64, edit: Edit, tables: &impl Tables) -> TlbWork {

@@ -47,6 +47,8 @@ pub(super) struct Memory {
     /// The same tables under a second VMID, for what a guest hypervisor runs without a stage 2 of its
     /// own: the two have different stage-1 entries for the same addresses.
     below: Option<u64>,
+    /// Under which of the guest hypervisor's VMIDs it last ran something so.
+    below_vmid: u16,
     vmid_bits: u32,
     /// What guest hypervisors' own stage 2 come to.
     pub(super) shadows: Shadows,
@@ -188,13 +190,22 @@ impl Memory {
             table: Some(table),
             vttbr,
             below: None,
+            below_vmid: 0,
             shadows: Shadows::new(),
             vmid_bits: machine.vmid_bits,
         })
     }
 
-    /// VTTBR_EL2 of the canonical table under the second VMID; `None` when VMIDs are out.
-    pub(super) fn vttbr_below(&mut self) -> Option<u64> {
+    /// VTTBR_EL2 of the canonical table under the second VMID, for what runs under one of the guest
+    /// hypervisor's VMIDs; `None` when VMIDs are out.
+    ///
+    /// There is one for all of them: what another left in the TLB goes first. Two at the same time
+    /// would share entries, which is between the guest hypervisor's own guests.
+    pub(super) fn vttbr_below(&mut self, vmid: u16) -> Option<u64> {
+        if let Some(vttbr) = self.below.filter(|_| vmid != self.below_vmid) {
+            tlb::Stage2::with(vttbr, tlb::Stage2::guest_all);
+        }
+        self.below_vmid = vmid;
         if self.below.is_none() {
             let vmid = take_vmid(self.vmid_bits)?;
             let root = self.table().root();
@@ -236,6 +247,7 @@ impl Memory {
             Change::Evict(base, bytes) => self.evict(base, bytes),
             Change::Protect(base, bytes) => self.write_protect(base, bytes),
         }
+        self.shadows.set_memory(self.slots.bytes());
         Ok(())
     }
 
@@ -296,7 +308,7 @@ impl Memory {
         if left_out(Safeguard::DirtyProtect) {
             return;
         }
-        self.shadows.forget(base, bytes);
+        self.shadows.write_protect(base, bytes);
         let vttbr = (self.vttbr, self.below);
         self.table()
             .write_protect(base, bytes, &TablePages)

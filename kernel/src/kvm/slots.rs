@@ -170,6 +170,12 @@ impl Slots {
         Ok(change)
     }
 
+    /// Bytes of all slots.
+    pub(super) fn bytes(&self) -> u64 {
+        let bytes = self.by_id.values().map(|slot| slot.bytes);
+        bytes.fold(0, u64::saturating_add)
+    }
+
     /// Slot `id` and its log.
     pub(super) fn log(&mut self, id: u32) -> Option<(Slot, &mut DirtyLog)> {
         Some((*self.by_id.get(&id)?, self.logs.get_mut(&id)?))

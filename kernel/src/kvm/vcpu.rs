@@ -25,6 +25,7 @@ use umbra_kvm_abi::vcpu::{
     VcpuEvents, VcpuFeatures, VcpuInit,
 };
 use umbra_linux::Errno;
+use umbra_nested::shadow::ContextId;
 use umbra_vgic::{CpuIf, LrFile};
 
 use super::mmio::PendingMmio;
@@ -104,7 +105,7 @@ pub(super) struct Hw {
     /// The vCPU has a virtual EL2.
     pub(super) nested: bool,
     /// The shadow context that is in use.
-    pub(super) shadow: Option<u64>,
+    pub(super) shadow: Option<ContextId>,
     /// The list registers in hardware are a guest hypervisor's own.
     pub(super) below_loaded: bool,
     /// VTTBR_EL2 for what runs.

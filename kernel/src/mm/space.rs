@@ -71,6 +71,23 @@ pub(crate) struct PageView {
     pub(crate) writable: bool,
 }
 
+/// What is present in an address space, while it is locked.
+#[derive(Clone, Copy)]
+pub(crate) struct Present<'a>(&'a User);
+
+impl Present<'_> {
+    /// The page or block at `addr`, if it is there and can be read.
+    pub(crate) fn at(&self, addr: Hva) -> Option<PageView> {
+        let leaf = self.0.lookup(addr, &TablePages)?;
+        leaf.attrs.rights.read.then_some(PageView {
+            start: leaf.addr,
+            pa: leaf.pa,
+            bytes: leaf.size,
+            writable: leaf.attrs.rights.write,
+        })
+    }
+}
+
 pub(super) struct Inner {
     pub(super) areas: AddressSpace<Object>,
     /// `None` only while the space is being dropped.
@@ -262,6 +279,19 @@ impl Mm {
         let view = pages::bring_in(&mut inner, addr, access)?;
         umbra_hw::tlb::publish();
         Ok(f(view))
+    }
+
+    /// The same, with a look at what else is present.
+    pub(crate) fn with_page_and_others<R>(
+        &self,
+        addr: Hva,
+        access: Prot,
+        f: impl FnOnce(PageView, Present<'_>) -> R,
+    ) -> Result<R, MmFault> {
+        let mut inner = self.lock();
+        let view = pages::bring_in(&mut inner, addr, access)?;
+        umbra_hw::tlb::publish();
+        Ok(f(view, Present(inner.table())))
     }
 
     /// Takes the bad frame from this process and from every VM of it, where it is mapped. Answers

@@ -11,8 +11,10 @@
 //! the fault it ends in is the one that the guest hypervisor must be given, and a configuration that
 //! the manual calls invalid is a fault like any other.
 
+mod around;
 mod config;
 mod walk;
 
+pub use around::{Around, Neighbour, WINDOW, around};
 pub use config::Stage2Config;
 pub use walk::{Access, Mapping, walk};

@@ -75,12 +75,14 @@ pub struct Mapping {
     pub translation: Translation<Ipa>,
     /// Memory attributes of this stage; `None` where stage 2 is off.
     pub attributes: Option<Stage2Attributes>,
+    /// Where the leaf's descriptor stands; `None` where stage 2 is off.
+    pub descriptor: Option<Ipa>,
 }
 
 const DBM: u64 = 1 << 51;
 const WRITE: u64 = 1 << 7;
 
-fn rights(descriptor: Descriptor, config: &Stage2Config) -> Rights {
+pub(super) fn rights(descriptor: Descriptor, config: &Stage2Config) -> Rights {
     let (read, write) = descriptor.s2ap();
     let (exec_el0, exec_el1) = descriptor.s2xn(config.xnx);
     Rights {
@@ -161,6 +163,7 @@ fn mapping(config: &Stage2Config, leaf: &Leaf<Ipa>, descriptor: Descriptor) -> M
             accessed: descriptor.accessed(),
         },
         attributes: Some(config.attributes.decode(descriptor)),
+        descriptor: Some(leaf.at),
     }
 }
 
@@ -178,6 +181,7 @@ fn identity(input: L2Ipa) -> Mapping {
             accessed: true,
         },
         attributes: None,
+        descriptor: None,
     }
 }
 

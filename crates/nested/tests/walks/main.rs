@@ -1,6 +1,7 @@
 //! The walkers and AT: what the manual says, told in examples, and a transcription of the manual's
 //! pseudocode that random registers and random tables are held against.
 
+mod around;
 mod at;
 mod attributes;
 mod fake;

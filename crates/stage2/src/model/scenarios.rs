@@ -601,3 +601,48 @@ fn make_refuses_the_wrong_discharge() {
     let wrong = first.work.discharge(|_| {});
     table.complete(second.make, &wrong, &tables);
 }
+
+#[test]
+fn a_leaf_alone_is_removed_and_its_table_stays() {
+    let (mut table, tables) = canonical();
+    fresh(&mut table, &tables, 4 * BLOCK, 0x80 * BLOCK, BLOCK);
+    fresh(&mut table, &tables, 8 * BLOCK, 0x90 * BLOCK, PAGE);
+    fresh(&mut table, &tables, 8 * BLOCK + PAGE, 0xa0 * BLOCK, PAGE);
+    let pages = table.table_pages();
+    let mut work = table.work();
+    for (addr, size, level) in [
+        (4 * BLOCK + PAGE, BLOCK, Level::L2),
+        (8 * BLOCK, PAGE, Level::L3),
+        (8 * BLOCK + PAGE, PAGE, Level::L3),
+    ] {
+        let leaf = table
+            .remove_leaf(Ipa::new(addr), &mut work, &tables)
+            .unwrap();
+        assert_eq!((leaf.size, leaf.level), (size, level));
+        assert_eq!(table.lookup(Ipa::new(addr), &tables), None);
+        assert!(
+            table
+                .remove_leaf(Ipa::new(addr), &mut work, &tables)
+                .is_none()
+        );
+    }
+    assert_eq!((table.mapped_bytes(), table.table_pages()), (0, pages));
+    let mut asked = Vec::new();
+    work.finish(&tables, |request| asked.push(request.scope));
+    let leaf = |addr, bytes, level| Scope::Range {
+        addr,
+        bytes,
+        level: Some(level),
+        leaf_only: true,
+    };
+    let (block, pages) = (
+        leaf(4 * BLOCK, BLOCK, Level::L2),
+        leaf(8 * BLOCK, 2 * PAGE, Level::L3),
+    );
+    assert_eq!(asked, [block, pages]);
+    table
+        .evict(Ipa::new(0), 1 << 40, &tables)
+        .finish(&tables, |_| {});
+    assert_eq!(table.table_pages(), table.geometry().root_tables());
+    end(table, &tables);
+}

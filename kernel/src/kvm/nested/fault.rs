@@ -10,21 +10,23 @@ use umbra_abort::{
     Stage2Fault, Wanted, mapping_size, reflect, resolve_shadow, shadow_rights,
 };
 use umbra_arm64::sysreg::Reg;
-use umbra_arm64::{Esr, Granule, Ipa, L2Ipa, Pa, Translation};
+use umbra_arm64::{Esr, Granule, Hva, Ipa, L2Ipa, Pa, Rights};
 use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_linux::Errno;
 use umbra_linux::vma::Prot;
-use umbra_nested::stage2::{self, Access, Stage2Config};
+use umbra_nested::shadow::{ContextId, Size};
+use umbra_nested::stage2::{self, Access, Mapping, Neighbour, Stage2Config, around};
 use umbra_nested::{Features, GuestMemory, MemoryError, Stop};
 
-use super::super::memory::NotMapped;
+use super::super::memory::{Memory, NotMapped};
 use super::super::run::Next;
 use super::super::slots::Slot;
 use super::super::vcpu::{State, Vcpu};
 use super::super::vm::Vm;
 use super::super::{exit, fault, inject, mmio, sea};
+use super::shadow::Fill;
 use super::switch::{self, Vector};
-use crate::mm::{Failed, MmFault};
+use crate::mm::{Failed, MmFault, PageView, Present};
 
 /// The VM's memory, as the walkers read it: through the VMM's mapping, fallibly.
 pub(super) struct VmMemory<'a>(pub(super) &'a Vm);
@@ -46,6 +48,23 @@ impl GuestMemory for VmMemory<'_> {
     fn read_u64(&mut self, at: Ipa) -> Result<u64, MemoryError> {
         let (_, hva) = self.place(at)?;
         self.0.mm.walk_read(hva, 3).map_err(unreadable)
+    }
+
+    fn read_run(&mut self, at: Ipa, words: &mut [u64]) -> Result<(), MemoryError> {
+        let (_, hva) = self.place(at)?;
+        let mut bytes = [0; 128];
+        let bytes = bytes
+            .get_mut(..words.len() * 8)
+            .ok_or(MemoryError::NotMapped)?;
+        self.0
+            .mm
+            .read_bytes(hva, bytes)
+            .map_err(|_| MemoryError::NotMapped)?;
+        let (each, _) = bytes.as_chunks();
+        for (word, bytes) in words.iter_mut().zip(each) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        Ok(())
     }
 
     fn compare_exchange_u64(
@@ -131,7 +150,7 @@ pub(in crate::kvm) fn shadow(
     let el0 = state.frame.pstate().raw() & 0xf == 0;
     let wanted = Wanted::of(&fault, el0);
     let walked = match stage2::walk(&config, at, access(wanted), &mut VmMemory(&vcpu.vm)) {
-        Ok(mapping) => Ok(mapping.translation),
+        Ok(mapping) => Ok(mapping),
         Err(Stop::Memory {
             at,
             level,
@@ -143,34 +162,30 @@ pub(in crate::kvm) fn shadow(
             Err(_) => return Next::Guest,
         },
     };
-    let slot = walked
+    let translation = walked.as_ref().map(|mapping| &mapping.translation);
+    let slot = translation
         .ok()
         .and_then(|translation| vcpu.vm.memory.lock().slot_at(translation.output));
-    let lies = walked.map_or(Lies::None, |translation| {
+    let lies = translation.map_or(Lies::None, |translation| {
         fault::lies(vcpu, translation.output, slot)
     });
     let capabilities = Capabilities {
         nisv_to_user: vcpu.vm.options.lock().nisv_to_user,
     };
-    match resolve_shadow(
-        &fault,
-        wanted,
-        walked.as_ref().map_err(|fault| *fault),
-        lies,
-        capabilities,
-    ) {
+    let translation = translation.map_err(|fault| *fault);
+    match resolve_shadow(&fault, wanted, translation, lies, capabilities) {
         ShadowAction::Reflect(walked) => {
             reflect_fault(vcpu, state, &reflect(esr, &fault, at, walked));
             Next::Guest
         }
         ShadowAction::Resolve(action) => {
-            let fill = Fill {
+            let found = Found {
                 at,
                 slot,
-                translation: walked.ok(),
+                walked: walked.ok().map(|mapping| (config, mapping)),
                 context: (id, seq),
             };
-            resolve(vcpu, state, esr, &fault, action, &fill)
+            resolve(vcpu, state, esr, &fault, action, &found)
         }
     }
 }
@@ -184,12 +199,12 @@ fn reflect_fault(vcpu: &Arc<Vcpu>, state: &mut State, told: &Reflection) {
 }
 
 /// What a fill is made of: where, and what the walk found.
-struct Fill {
+struct Found {
     at: L2Ipa,
     slot: Option<Slot>,
-    translation: Option<Translation<Ipa>>,
+    walked: Option<(Stage2Config, Mapping)>,
     /// The shadow, and its sequence before the walk.
-    context: (u64, u64),
+    context: (ContextId, u64),
 }
 
 fn resolve(
@@ -198,17 +213,17 @@ fn resolve(
     esr: Esr,
     fault: &Stage2Fault<L2Ipa>,
     action: Action,
-    fill: &Fill,
+    found: &Found,
 ) -> Next {
     match action {
-        Action::Map { write, .. } => match (fill.slot, &fill.translation) {
-            (Some(slot), Some(translation)) => {
-                match map(vcpu, &slot, fill.at, translation, write, fill.context) {
+        Action::Map { write, .. } => match (found.slot, &found.walked) {
+            (Some(slot), Some((config, mapping))) => {
+                match map(vcpu, &slot, found, (config, mapping), write) {
                     Ok(next) => next,
                     Err(bad) => {
                         let place = sea::Place {
-                            ipa: Some(translation.output),
-                            below: Some(fill.at),
+                            ipa: Some(mapping.translation.output),
+                            below: Some(found.at),
                         };
                         sea::consumed(vcpu, state, esr, fault, bad, place)
                     }
@@ -218,7 +233,7 @@ fn resolve(
         },
         Action::MakeYoung => {
             let mut memory = vcpu.vm.memory.lock();
-            memory.shadows.make_young(fill.context, fill.at);
+            memory.shadows.make_young(found.context, found.at);
             Next::Guest
         }
         Action::Mmio { ipa, access, write } => mmio::access(vcpu, state, ipa, access, write),
@@ -239,28 +254,35 @@ fn resolve(
         Action::ConsumePoison { .. } => Next::Guest,
         Action::OwnTablesBroken => {
             // Row N13: the walk refuses such an address before a shadow can name it.
-            log::error!("a shadow names an output beyond the machine at {}", fill.at);
-            vcpu.vm.memory.lock().shadows.rebuild(fill.context.0);
+            log::error!(
+                "a shadow names an output beyond the machine at {}",
+                found.at
+            );
+            vcpu.vm.memory.lock().shadows.rebuild(found.context.0);
             Next::Guest
         }
     }
 }
 
+/// Maps what the walk found, and round it what one look at the same table finds and the VMM has
+/// present already.
 fn map(
     vcpu: &Arc<Vcpu>,
     slot: &Slot,
-    at: L2Ipa,
-    translation: &Translation<Ipa>,
+    found: &Found,
+    (config, mapping): (&Stage2Config, &Mapping),
     write: bool,
-    (id, seq): (u64, u64),
 ) -> Result<Next, fault::Bad> {
     let vm = &vcpu.vm;
+    let (at, translation) = (found.at, &mapping.translation);
     let ipa = translation.output;
     let Some(hva) = slot.hva_of(ipa) else {
         return Ok(Next::Guest);
     };
+    // After the sequence was read, before the lock: like the walk itself.
+    let near = around(config, at, mapping, &mut VmMemory(vm));
     let access = if write { Prot::RW } else { Prot::READ };
-    let mapped = vm.mm.with_page(hva, access, |view| {
+    let mapped = vm.mm.with_page_and_others(hva, access, |view, present| {
         let size = mapping_size(&SizeRequest {
             granule: Granule::K4,
             table_limit: 1 << 30,
@@ -274,27 +296,39 @@ fn map(
             logging: slot.logging,
             guest_bytes: Some(translation.bytes),
         });
-        let base = ipa.align_down(size);
-        let offset = hva
-            .align_down(size)
-            .offset_from(view.start)
-            .ok_or(NotMapped::Retry)?;
-        let pa = Pa::new(view.pa.raw() + offset);
-        let writable = view.writable && !slot.read_only;
-        let rights = shadow_rights(translation.rights, writable, slot.logging, write);
-        if rights.exec_el0 || rights.exec_el1 {
-            umbra_hw::mem::sync_instructions(pa, size);
-        }
+        let size = Size::of(size).unwrap_or(Size::Page);
+        let leaf = Fill {
+            at: at.align_down(size.bytes()),
+            ipa: ipa.align_down(size.bytes()),
+            pa: frame(hva.align_down(size.bytes()), &view).ok_or(NotMapped::Retry)?,
+            size,
+            rights: rights(translation.rights, slot, &view, write),
+            leaf_bytes: translation.bytes,
+        };
         let mut memory = vm.memory.lock();
         if memory.slot_at(ipa) != Some(*slot) {
             return Err(NotMapped::Retry);
         }
-        if write {
+        if slot.logging && write {
             memory.mark_dirty(ipa);
         }
-        memory
-            .shadows
-            .map(id, seq, (at.align_down(size), base, pa), size, rights)
+        synchronise(&leaf);
+        memory.shadows.fill(found.context, &leaf, false)?;
+        if size == Size::Page {
+            // Nobody waits for these: what fails is left out.
+            let absent = |leaf: &Fill, memory: &Memory| memory.shadows.lacks(found.context.0, leaf);
+            for leaf in near.iter().filter_map(|near| ahead(near, slot, present)) {
+                if !absent(&leaf, &memory) {
+                    continue;
+                }
+                synchronise(&leaf);
+                if memory.shadows.fill(found.context, &leaf, true).is_err() {
+                    break;
+                }
+            }
+        }
+        umbra_hw::tlb::publish();
+        Ok(())
     });
     Ok(match mapped {
         Err(MmFault::Poisoned(frame, poison)) => return Err((hva.align_down(4096), frame, poison)),
@@ -304,4 +338,42 @@ fn map(
             Next::Fail(Errno::EFAULT)
         }
     })
+}
+
+/// Where the page at `hva`, which `view` shows, lies in memory.
+fn frame(hva: Hva, view: &PageView) -> Option<Pa> {
+    view.pa.checked_add(hva.offset_from(view.start)?)
+}
+
+fn rights(theirs: Rights, slot: &Slot, view: &PageView, write: bool) -> Rights {
+    shadow_rights(
+        theirs,
+        view.writable && !slot.read_only,
+        slot.logging,
+        write,
+    )
+}
+
+/// A page that the guest hypervisor maps and the VMM has present, as it would be mapped ahead.
+fn ahead(neighbour: &Neighbour, slot: &Slot, present: Present<'_>) -> Option<Fill> {
+    let hva = slot.hva_of(neighbour.output).filter(|_| {
+        let last = neighbour.output.offset_from(slot.base);
+        last.is_some_and(|offset| offset < slot.bytes)
+    })?;
+    let view = present.at(hva)?;
+    Some(Fill {
+        at: neighbour.at,
+        ipa: neighbour.output,
+        pa: frame(hva, &view)?,
+        size: Size::Page,
+        rights: rights(neighbour.rights, slot, &view, false),
+        leaf_bytes: neighbour.bytes,
+    })
+}
+
+/// What may be executed is as memory says it.
+fn synchronise(leaf: &Fill) {
+    if leaf.rights.exec_el0 || leaf.rights.exec_el1 {
+        umbra_hw::mem::sync_instructions(leaf.pa, leaf.size.bytes());
+    }
 }

@@ -1,97 +1,163 @@
 //! Shadow stage 2: what a guest hypervisor's tables and the VM's own come to, per context.
 //!
-//! A context is made for everything that changes the meaning of an address (`Key`) and has a table
-//! and a hardware VMID of its own. The *reverse map* names, for each page of the VM, where shadows
-//! map it, so that taking a page back costs its mappings. All of it lies under the VM's memory lock.
+//! A context is made for everything that changes the meaning of an address (`ContextKey`) and has a table
+//! and a hardware VMID of its own. What it maps stands in the books of `umbra_nested::shadow` too, entry
+//! by entry, so that taking a page of the VM back costs its mappings. All of it lies under the VM's memory
+//! lock, which is held until the TLB work of a change is done.
 //!
 //! A fill walks the guest hypervisor's tables without the lock; every TLBI of the guest hypervisor
-//! moves `seq`, and a fill that began before is not installed.
+//! advances the context's sequence, and a fill that began before is not installed.
+//!
+//! Whatever may be long is done in portions of [`PORTION`] entries, between which the lock is free:
+//! a TLBI, and the end of a context. Taking pages of the VM back is not: its caller promised that
+//! nothing derived from them is in use when it is done.
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use umbra_arm64::{Granule, Ipa, L2Ipa, Pa, Rights, Tag, Vmid};
-use umbra_stage2::{Attrs, Config, Geometry, MapError, Mapped, S2, Shadow};
+use umbra_nested::shadow::{ContextId, ContextKey, Insert, Place, Places, Pool, Size};
+use umbra_stage2::{
+    Attrs, Config, Geometry, Leaf, MapError, Mapped, S2, Shadow, TlbRequest, TlbWork,
+};
 
 use super::super::memory::{Machine, NotMapped, give_vmid, invalidate_under, take_vmid};
 use crate::mem::TablePages;
 
-/// Places at which shadows may map one piece of the VM.
-const PLACES: usize = 64;
-/// Contexts that a VM keeps.
-const BUDGET: usize = 64;
+/// Entries that are dropped under the lock at once where the work can be divided.
+const PORTION: usize = 512;
+/// Table pages that all shadows of a VM may have besides those in proportion to its memory.
+const LEAST_TABLES: usize = 1024;
+/// The software bit of a leaf that was made ahead of an access to it.
+const AHEAD: u8 = 1;
+const END: u64 = 1 << 48;
 
-/// Everything that changes what an address means to what a guest hypervisor runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::kvm) struct Key {
-    /// VTTBR_EL2 without CnP.
-    pub(in crate::kvm) vttbr: u64,
-    pub(in crate::kvm) vtcr: u64,
-    /// HCR_EL2's VM, DC, PTW, CD, ID, FWB.
-    pub(in crate::kvm) hcr: u64,
+struct Context {
+    table: Shadow,
+    vttbr: u64,
 }
 
-impl Key {
-    /// The guest hypervisor's own VMID.
-    pub(in crate::kvm) fn vmid(&self) -> u16 {
-        (self.vttbr >> 48) as u16
+/// What happened to shadows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::kvm) struct Counts {
+    /// Entries made for an access.
+    pub(in crate::kvm) fills: u64,
+    /// Entries made ahead of one.
+    pub(in crate::kvm) ahead: u64,
+    /// Of those that are gone again: how many were used, and how many never.
+    pub(in crate::kvm) ahead_used: u64,
+    /// See `ahead_used`.
+    pub(in crate::kvm) ahead_unused: u64,
+    /// Contexts made.
+    pub(in crate::kvm) made: u64,
+    /// Contexts given up for another.
+    pub(in crate::kvm) given_up: u64,
+}
+
+impl Counts {
+    fn gone(&mut self, leaf: &Leaf<L2Ipa>) {
+        if leaf.attrs.software & AHEAD != 0 {
+            if leaf.attrs.accessed {
+                self.ahead_used += 1;
+            } else {
+                self.ahead_unused += 1;
+            }
+        }
     }
 }
 
-struct Context {
-    id: u64,
-    key: Key,
-    table: Shadow,
-    vttbr: u64,
-    users: usize,
-    used_at: u64,
-    seq: u64,
+/// One leaf to be made.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::kvm) struct Fill {
+    pub(in crate::kvm) at: L2Ipa,
+    pub(in crate::kvm) ipa: Ipa,
+    pub(in crate::kvm) pa: Pa,
+    pub(in crate::kvm) size: Size,
+    pub(in crate::kvm) rights: Rights,
+    /// Bytes of the guest hypervisor's own leaf.
+    pub(in crate::kvm) leaf_bytes: u64,
+}
+
+/// What asking for a context came to.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::kvm) enum Acquired {
+    /// It is in use now: its name and VTTBR_EL2.
+    Context(ContextId, u64),
+    /// Another is being given up for it: ask again, the lock having been free.
+    Again,
+    /// Memory or VMIDs are out.
+    NoMemory,
+}
+
+/// How far a TLBI of the guest hypervisor has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::kvm) struct Progress {
+    begun: bool,
+    index: usize,
+    part: u8,
+    cursor: u64,
 }
 
 /// The shadows of one VM.
 pub(in crate::kvm) struct Shadows {
-    contexts: Vec<Context>,
-    /// First address of a mapped piece of the VM → its bytes, the context and the address there.
-    reverse: BTreeMap<u64, Vec<(u64, u64, L2Ipa)>>,
-    /// The largest piece in the reverse map: how far back a look has to begin.
-    largest: u64,
-    next_id: u64,
-    clock: u64,
+    pool: Pool<Context>,
+    places: Places,
+    /// Pages of all tables.
+    tables: usize,
+    most_tables: usize,
+    pub(in crate::kvm) counts: Counts,
 }
 
 impl Shadows {
     pub(in crate::kvm) const fn new() -> Self {
         Self {
-            contexts: Vec::new(),
-            reverse: BTreeMap::new(),
-            largest: 4096,
-            next_id: 1,
-            clock: 0,
+            pool: Pool::new(),
+            places: Places::new(),
+            tables: 0,
+            most_tables: LEAST_TABLES,
+            counts: Counts {
+                fills: 0,
+                ahead: 0,
+                ahead_used: 0,
+                ahead_unused: 0,
+                made: 0,
+                given_up: 0,
+            },
         }
     }
 
-    /// Takes the context for `key` into use: its name and VTTBR_EL2. `None` when memory or VMIDs are
-    /// out.
-    pub(in crate::kvm) fn acquire(&mut self, key: Key, machine: &Machine) -> Option<(u64, u64)> {
-        self.clock += 1;
-        let clock = self.clock;
-        if let Some(context) = self.contexts.iter_mut().find(|context| context.key == key) {
-            context.users += 1;
-            context.used_at = clock;
-            return Some((context.id, context.vttbr));
+    /// The VM has so much memory: table pages are allowed in proportion, eight times what one context
+    /// needs to map all of it in pages.
+    pub(in crate::kvm) fn set_memory(&mut self, bytes: u64) {
+        let pages = bytes / 4096 / 64;
+        self.most_tables = LEAST_TABLES + usize::try_from(pages).unwrap_or(usize::MAX / 2);
+    }
+
+    /// Takes the context for `key` into use.
+    pub(in crate::kvm) fn acquire(&mut self, key: ContextKey, machine: &Machine) -> Acquired {
+        if let Some(id) = self.pool.acquire(&key) {
+            return match self.pool.get(id) {
+                Some(context) => Acquired::Context(id, context.vttbr),
+                None => Acquired::Again,
+            };
         }
-        if self.contexts.len() >= BUDGET {
-            self.evict_oldest();
+        if self.pool.is_full() {
+            let Some(victim) = self.pool.victim() else {
+                return Acquired::NoMemory;
+            };
+            if !self.give_up(victim) {
+                return Acquired::Again;
+            }
         }
-        let vmid = take_vmid(machine.vmid_bits)?;
-        let context = self.make(key, machine, vmid);
-        if context.is_none() {
+        let Some(vmid) = take_vmid(machine.vmid_bits) else {
+            return Acquired::NoMemory;
+        };
+        self.make(key, machine, vmid).unwrap_or_else(|| {
             give_vmid(vmid.number());
-        }
-        context
+            Acquired::NoMemory
+        })
     }
 
-    fn make(&mut self, key: Key, machine: &Machine, vmid: Vmid) -> Option<(u64, u64)> {
+    fn make(&mut self, key: ContextKey, machine: &Machine, vmid: Vmid) -> Option<Acquired> {
         let config = Config {
             geometry: Geometry::stage2(Granule::K4, machine.pa_bits.into())?,
             output_bits: machine.pa_bits.into(),
@@ -100,190 +166,351 @@ impl Shadows {
         };
         let table = Shadow::new(config, &TablePages).ok()?;
         let vttbr = umbra_hw::tlb::vttbr(table.root(), vmid.number());
-        let id = self.next_id;
-        self.next_id += 1;
-        self.contexts.push(Context {
-            id,
-            key,
-            table,
-            vttbr,
-            users: 1,
-            used_at: self.clock,
-            seq: 0,
-        });
-        Some((id, vttbr))
+        let pages = table.table_pages();
+        match self.pool.insert(key, Context { table, vttbr }) {
+            Ok(id) => {
+                self.tables += pages;
+                self.counts.made += 1;
+                Some(Acquired::Context(id, vttbr))
+            }
+            Err(context) => {
+                context
+                    .table
+                    .destroy(&TablePages)
+                    .finish(&TablePages, under(vttbr));
+                None
+            }
+        }
     }
 
     /// The vCPU that ran in the context no longer does.
-    pub(in crate::kvm) fn release(&mut self, id: u64) {
-        if let Some(context) = self.find(id) {
-            context.users = context.users.saturating_sub(1);
-        }
-    }
-
-    fn find(&mut self, id: u64) -> Option<&mut Context> {
-        self.contexts.iter_mut().find(|context| context.id == id)
-    }
-
-    fn evict_oldest(&mut self) {
-        let oldest = self
-            .contexts
-            .iter()
-            .enumerate()
-            .filter(|(_, context)| context.users == 0)
-            .min_by_key(|(_, context)| context.used_at)
-            .map(|(at, _)| at);
-        if let Some(at) = oldest {
-            let context = self.contexts.swap_remove(at);
-            context.destroy();
-        }
+    pub(in crate::kvm) fn release(&mut self, id: ContextId) {
+        self.pool.release(id);
     }
 
     /// What a fill of the context has to find unchanged.
-    pub(in crate::kvm) fn sequence(&mut self, id: u64) -> u64 {
-        self.find(id).map_or(0, |context| context.seq)
+    pub(in crate::kvm) fn sequence(&mut self, id: ContextId) -> u64 {
+        // A context in use does not go; for one that went no fill is installed.
+        self.pool.sequence(id).unwrap_or(u64::MAX)
+    }
+
+    /// Drops a portion of a context that nobody uses, and the context itself once it is empty: whether
+    /// it is.
+    fn give_up(&mut self, id: ContextId) -> bool {
+        let mut portion = PORTION;
+        if !self.sweep(id, &mut 0, END, &mut portion) {
+            return false;
+        }
+        if let Some(context) = self.pool.remove(id) {
+            self.tables -= context.table.table_pages();
+            self.counts.given_up += 1;
+            context.destroy();
+        }
+        true
+    }
+
+    /// Drops what a context maps from `cursor` to `end`, as many entries as `portion` says. Whether
+    /// that was all.
+    fn sweep(&mut self, id: ContextId, cursor: &mut u64, end: u64, portion: &mut usize) -> bool {
+        let from = *cursor;
+        let Some(context) = self.pool.get(id) else {
+            return true;
+        };
+        let before = context.table.table_pages();
+        let mut work = context.table.work();
+        while *portion > 0 && *cursor < end {
+            match self.places.pop(id, L2Ipa::new(*cursor), end) {
+                Some(place) => {
+                    context.remove(&place, &mut work, &mut self.counts);
+                    *cursor = place.at.raw() + place.size.bytes();
+                    *portion -= 1;
+                }
+                None => *cursor = end,
+            }
+        }
+        // Over more than a table's range, the tables go too.
+        if *cursor - from > Size::Block.bytes() {
+            let tables = context
+                .table
+                .evict(L2Ipa::new(from), *cursor - from, &TablePages);
+            if let Err(other) = work.merge(tables, &TablePages) {
+                other.finish(&TablePages, under(context.vttbr));
+            }
+        }
+        self.tables -= before - context.table.table_pages();
+        work.finish(&TablePages, under(context.vttbr));
+        *cursor >= end
+    }
+
+    /// Drops what a context maps of the guest hypervisor's leaf at `at`. Whether that was all.
+    fn sweep_leaf(
+        &mut self,
+        id: ContextId,
+        at: u64,
+        cursor: &mut u64,
+        portion: &mut usize,
+    ) -> bool {
+        let Some(context) = self.pool.get(id).filter(|_| at < END) else {
+            return true;
+        };
+        let mut work = context.table.work();
+        let mut all = false;
+        while *portion > 0 && !all {
+            match self.places.pop_leaf(id, L2Ipa::new(at), cursor) {
+                Some(place) => {
+                    context.remove(&place, &mut work, &mut self.counts);
+                    *portion -= 1;
+                }
+                None => all = true,
+            }
+        }
+        work.finish(&TablePages, under(context.vttbr));
+        all
     }
 
     /// Sets the access flag of the context's mapping of `at`: the guest hypervisor's tables still said so
     /// when they were walked.
-    pub(in crate::kvm) fn make_young(&mut self, (id, seq): (u64, u64), at: L2Ipa) {
-        if let Some(context) = self.find(id).filter(|context| context.seq == seq) {
+    pub(in crate::kvm) fn make_young(&mut self, (id, seq): (ContextId, u64), at: L2Ipa) {
+        if self.pool.sequence(id) != Some(seq) {
+            return;
+        }
+        if let Some(context) = self.pool.get(id) {
             context.table.make_young(at, &TablePages);
             umbra_hw::tlb::publish();
         }
     }
 
     /// Drops everything a context maps: it is filled anew.
-    pub(in crate::kvm) fn rebuild(&mut self, id: u64) {
-        if let Some(context) = self.find(id) {
-            context.evict(L2Ipa::new(0), 1 << 48);
+    pub(in crate::kvm) fn rebuild(&mut self, id: ContextId) {
+        self.sweep(id, &mut 0, END, &mut { usize::MAX });
+    }
+
+    /// Whether the context maps nothing where the leaf would be.
+    pub(in crate::kvm) fn lacks(&self, id: ContextId, fill: &Fill) -> bool {
+        self.places.find(id, fill.at).is_none()
+    }
+
+    /// Makes a leaf, if the guest hypervisor has invalidated nothing since `seq`. Made `ahead` of an
+    /// access, its access flag is clear.
+    pub(in crate::kvm) fn fill(
+        &mut self,
+        (id, seq): (ContextId, u64),
+        fill: &Fill,
+        ahead: bool,
+    ) -> Result<(), NotMapped> {
+        if self.pool.sequence(id) != Some(seq) {
+            return Err(NotMapped::Retry);
+        }
+        let bytes = fill.size.bytes();
+        let known = self.places.find(id, fill.at);
+        let same = known.is_some_and(|known| {
+            (known.at, known.size, known.ipa) == (fill.at, fill.size, fill.ipa)
+        });
+        if !same && (known.is_some() || fill.size != Size::Page) {
+            // The guest hypervisor maps something else here now.
+            let end = fill.at.raw() + bytes;
+            self.sweep(id, &mut { fill.at.raw() }, end, &mut { usize::MAX });
+        }
+        let place = Place {
+            context: id,
+            at: fill.at,
+            ipa: fill.ipa,
+            size: fill.size,
+            leaf_shift: fill.leaf_bytes.trailing_zeros().min(48) as u8,
+        };
+        match self.places.insert(place) {
+            Ok(Insert::Done | Insert::Known) => {}
+            Ok(Insert::Crowded(other)) => self.drop_leaf(&other),
+            Err(_) => return Err(NotMapped::NoMemory),
+        }
+        let attrs = Attrs {
+            accessed: !ahead,
+            software: if ahead { AHEAD } else { 0 },
+            ..Attrs::normal(fill.rights)
+        };
+        let result = self.map(id, fill, attrs);
+        if result.is_err() {
+            self.places
+                .pop(id, fill.at, fill.at.raw().saturating_add(bytes));
+            self.drop_leaf(&place);
+            return result;
+        }
+        if ahead {
+            self.counts.ahead += 1;
+        } else {
+            self.counts.fills += 1;
+        }
+        self.keep_to_budget(id);
+        Ok(())
+    }
+
+    fn map(&mut self, id: ContextId, fill: &Fill, attrs: Attrs) -> Result<(), NotMapped> {
+        let Some(context) = self.pool.get(id) else {
+            return Err(NotMapped::Retry);
+        };
+        let (vttbr, before) = (context.vttbr, context.table.table_pages());
+        let bytes = fill.size.bytes();
+        let mapped = context
+            .table
+            .map(fill.at, fill.pa, bytes, attrs, &TablePages);
+        let result = match mapped {
+            Ok(Mapped::Fresh | Mapped::Unchanged) => Ok(()),
+            Ok(Mapped::Rights(work)) => {
+                work.finish(&TablePages, under(vttbr));
+                Ok(())
+            }
+            Ok(Mapped::Broken(broken)) => {
+                broken.finish(&mut context.table, &TablePages, under(vttbr));
+                Ok(())
+            }
+            Err(MapError::Busy) => Err(NotMapped::Retry),
+            Err(MapError::NoMemory) => Err(NotMapped::NoMemory),
+            // An address beyond the table's input: the walk refused it before.
+            Err(error) => {
+                log::error!("shadow of {}: {error:?}", fill.at);
+                Err(NotMapped::Retry)
+            }
+        };
+        self.tables = self.tables + context.table.table_pages() - before;
+        result
+    }
+
+    /// Tables beyond the budget: a context that nobody uses goes, else a portion of this one.
+    fn keep_to_budget(&mut self, id: ContextId) {
+        if self.tables > self.most_tables {
+            let victim = self.pool.victim();
+            let done = victim.is_none_or(|victim| self.give_up(victim));
+            if victim.is_none() || !done && self.tables > 2 * self.most_tables {
+                self.sweep(id, &mut 0, END, &mut { 8 * PORTION });
+            }
         }
     }
 
-    /// Maps `bytes` at `at` in the context, and notes that they are `ipa`'s.
-    pub(in crate::kvm) fn map(
-        &mut self,
-        id: u64,
-        seq: u64,
-        (at, ipa, pa): (L2Ipa, Ipa, Pa),
-        bytes: u64,
-        rights: Rights,
-    ) -> Result<(), NotMapped> {
-        let context = self.find(id).ok_or(NotMapped::Retry)?;
-        if context.seq != seq {
-            return Err(NotMapped::Retry);
+    /// Drops the leaf of an entry that is out of the books.
+    fn drop_leaf(&mut self, place: &Place) {
+        if let Some(context) = self.pool.get(place.context) {
+            let mut work = context.table.work();
+            context.remove(place, &mut work, &mut self.counts);
+            work.finish(&TablePages, under(context.vttbr));
         }
-        let vttbr = context.vttbr;
-        let result = context
-            .table
-            .map(at, pa, bytes, Attrs::normal(rights), &TablePages);
-        match result {
-            Ok(Mapped::Fresh | Mapped::Unchanged) => {}
-            Ok(Mapped::Rights(work)) => {
-                work.finish(&TablePages, |request| invalidate_under(vttbr, request));
-            }
-            Ok(Mapped::Broken(broken)) => {
-                broken.finish(&mut context.table, &TablePages, |request| {
-                    invalidate_under(vttbr, request)
-                });
-            }
-            Err(MapError::Busy) => return Err(NotMapped::Retry),
-            Err(MapError::NoMemory) => return Err(NotMapped::NoMemory),
-            // An address beyond the table's input: the walk refused it before.
-            Err(error) => {
-                log::error!("shadow of {at}: {error:?}");
-                return Err(NotMapped::Retry);
-            }
-        }
-        let places = self.reverse.entry(ipa.raw()).or_default();
-        if places.contains(&(bytes, id, at)) {
-            umbra_hw::tlb::publish();
-            return Ok(());
-        }
-        // A guest hypervisor that maps one page everywhere pays for it with new faults.
-        let crowd = if places.len() >= PLACES {
-            core::mem::take(places)
-        } else {
-            Vec::new()
-        };
-        places.push((bytes, id, at));
-        for (bytes, id, at) in crowd {
-            if let Some(context) = self.find(id) {
-                context.evict(at, bytes);
-            }
-        }
-        self.largest = self.largest.max(bytes);
-        umbra_hw::tlb::publish();
-        Ok(())
     }
 
     /// Unmaps whatever of `[base, base + bytes)` of the VM any shadow maps.
     pub(in crate::kvm) fn forget(&mut self, base: Ipa, bytes: u64) {
-        let end = base.raw().saturating_add(bytes);
-        let from = base.raw().saturating_sub(self.largest - 1);
-        let hit: Vec<u64> = self
-            .reverse
-            .range(from..end)
-            .filter(|(start, places)| {
-                places
-                    .iter()
-                    .any(|(bytes, ..)| **start + bytes > base.raw())
-            })
-            .map(|(start, _)| *start)
-            .collect();
-        for start in hit {
-            for (bytes, id, at) in self.reverse.remove(&start).unwrap_or_default() {
-                if let Some(context) = self.find(id) {
-                    context.evict(at, bytes);
-                }
+        let mut works = Works::new();
+        while let Some(place) = self.places.pop_mapping(base, bytes) {
+            if let Some(context) = self.pool.get(place.context) {
+                let counts = &mut self.counts;
+                let work = works.of(place.context, context);
+                context.remove(&place, work, counts);
             }
         }
+        works.finish();
     }
 
-    /// The guest hypervisor invalidates `[at, at + bytes)` under its VMID.
-    pub(in crate::kvm) fn invalidate(&mut self, vmid: u16, at: L2Ipa, bytes: u64) {
-        for context in self
-            .contexts
-            .iter_mut()
-            .filter(|context| context.key.vmid() == vmid)
-        {
-            context.seq += 1;
-            context.evict(at, bytes);
-        }
+    /// Takes the right to write `[base, base + bytes)` of the VM from every shadow. What is larger
+    /// loses it as a whole.
+    pub(in crate::kvm) fn write_protect(&mut self, base: Ipa, bytes: u64) {
+        let Self { pool, places, .. } = self;
+        let mut works = Works::new();
+        places.for_each_mapping(base, bytes, |place| {
+            if let Some(context) = pool.get(place.context) {
+                let more = context
+                    .table
+                    .write_protect(place.at, place.size.bytes(), &TablePages);
+                works.add(place.context, context, more);
+            }
+        });
+        works.finish();
     }
 
-    /// The guest hypervisor invalidates everything, of one VMID or of all.
-    pub(in crate::kvm) fn invalidate_all(&mut self, vmid: Option<u16>) {
-        let matches = |context: &&mut Context| vmid.is_none_or(|vmid| context.key.vmid() == vmid);
-        for context in self.contexts.iter_mut().filter(matches) {
-            context.seq += 1;
-            context.evict(L2Ipa::new(0), 1 << 48);
+    /// The guest hypervisor invalidates `range` (first address and end; `None`: everything) under one
+    /// of its VMIDs, or all. Does a portion and says whether that was all of it.
+    ///
+    /// Whatever of its own leaves the range touches goes as a whole: it may mean a larger leaf than
+    /// the operand says.
+    pub(in crate::kvm) fn invalidate(
+        &mut self,
+        vmid: Option<u16>,
+        range: Option<(L2Ipa, u64)>,
+        progress: &mut Progress,
+    ) -> bool {
+        if !progress.begun {
+            progress.begun = true;
+            let mut from = 0;
+            while let Some(id) = self.pool.next_of_vmid(vmid, from) {
+                self.pool.advance(id);
+                from = id.index() + 1;
+            }
         }
+        let mut portion = PORTION;
+        while let Some(id) = self.pool.next_of_vmid(vmid, progress.index) {
+            if id.index() != progress.index {
+                (progress.index, progress.part, progress.cursor) = (id.index(), 0, 0);
+            }
+            let (start, end) = range.map_or((0, END), |(start, end)| (start.raw(), end.min(END)));
+            let cursor = &mut progress.cursor;
+            let done = match (progress.part, range) {
+                (0, Some(_)) => self.sweep_leaf(id, start, cursor, &mut portion),
+                (1, Some(_)) => self.sweep_leaf(id, end.saturating_sub(1), cursor, &mut portion),
+                _ => {
+                    *cursor = start.max(*cursor);
+                    self.sweep(id, cursor, end, &mut portion)
+                }
+            };
+            if !done {
+                return false;
+            }
+            progress.cursor = 0;
+            progress.part += 1;
+            if progress.part == 3 || range.is_none() {
+                (progress.index, progress.part) = (id.index() + 1, 0);
+            }
+        }
+        true
     }
 
     /// VTTBR_EL2 of every context of a VMID.
     pub(in crate::kvm) fn vttbrs(&self, vmid: Option<u16>) -> Vec<u64> {
-        self.contexts
-            .iter()
-            .filter(|context| vmid.is_none_or(|vmid| context.key.vmid() == vmid))
-            .map(|context| context.vttbr)
-            .collect()
+        let mine = |id: ContextId| {
+            let mut all = self.pool.values();
+            all.find(|(other, _)| *other == id)
+                .map(|(_, context)| context.vttbr)
+        };
+        match vmid {
+            None => self
+                .pool
+                .values()
+                .map(|(_, context)| context.vttbr)
+                .collect(),
+            Some(_) => self.pool.of_vmid(vmid).filter_map(mine).collect(),
+        }
     }
 
     /// The VM goes.
     pub(in crate::kvm) fn destroy(&mut self) {
-        for context in self.contexts.drain(..) {
-            context.destroy();
+        let mut from = 0;
+        while let Some(id) = self.pool.next_of_vmid(None, from) {
+            if let Some(context) = self.pool.remove(id) {
+                context.destroy();
+            }
+            from = id.index() + 1;
         }
+        self.places = Places::new();
+        self.tables = 0;
     }
 }
 
 impl Context {
-    fn evict(&mut self, at: L2Ipa, bytes: u64) {
-        let vttbr = self.vttbr;
-        self.table
-            .evict(at, bytes, &TablePages)
-            .finish(&TablePages, |request| invalidate_under(vttbr, request));
+    /// Takes the leaf of an entry out of the table.
+    fn remove(&mut self, place: &Place, work: &mut TlbWork, counts: &mut Counts) {
+        if let Some(leaf) = self.table.remove_leaf(place.at, work, &TablePages) {
+            debug_assert!(
+                leaf.addr == place.at && leaf.size == place.size.bytes(),
+                "the books say {place:?}, the shadow {leaf:?}"
+            );
+            counts.gone(&leaf);
+        }
     }
 
     fn destroy(self) {
@@ -291,7 +518,42 @@ impl Context {
         umbra_hw::guest::unload_vttbr(vttbr);
         self.table
             .destroy(&TablePages)
-            .finish(&TablePages, |request| invalidate_under(vttbr, request));
+            .finish(&TablePages, under(vttbr));
         give_vmid((vttbr >> 48) as u16);
+    }
+}
+
+/// How TLB requests of a context are performed.
+fn under(vttbr: u64) -> impl FnMut(&TlbRequest) {
+    move |request| invalidate_under(vttbr, request)
+}
+
+/// TLB work of several entries in a row, put together as long as they are one context's.
+struct Works(Option<(ContextId, u64, TlbWork)>);
+
+impl Works {
+    const fn new() -> Works {
+        Works(None)
+    }
+
+    /// The work to add to for an entry of `context`.
+    fn of(&mut self, id: ContextId, context: &Context) -> &mut TlbWork {
+        if self.0.as_ref().is_some_and(|(other, ..)| *other != id) {
+            core::mem::replace(self, Works(None)).finish();
+        }
+        let fresh = || (id, context.vttbr, context.table.work());
+        &mut self.0.get_or_insert_with(fresh).2
+    }
+
+    fn add(&mut self, id: ContextId, context: &Context, more: TlbWork) {
+        if let Err(more) = self.of(id, context).merge(more, &TablePages) {
+            more.finish(&TablePages, under(context.vttbr));
+        }
+    }
+
+    fn finish(self) {
+        if let Some((_, vttbr, work)) = self.0 {
+            work.finish(&TablePages, under(vttbr));
+        }
     }
 }

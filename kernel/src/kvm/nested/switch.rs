@@ -10,16 +10,13 @@ use alloc::sync::Arc;
 use umbra_abort::World;
 use umbra_arm64::sysreg::Reg;
 use umbra_hw::guest::HwPstate;
+use umbra_nested::shadow::{ContextId, ContextKey};
 
 use super::super::vcpu::{Hw, State, Vcpu, request};
 use super::super::{loaded, run};
-use super::shadow::Key;
+use super::shadow::Acquired;
 use super::shown_pstate;
 
-/// HCR_EL2 bits that give the stage 2 of a guest hypervisor its meaning: VM, PTW, DC, CD, ID, FWB.
-const TRANSLATION: u64 = VM | 1 << 2 | DC | 1 << 32 | 1 << 33 | 1 << 46;
-const VM: u64 = 1 << 0;
-const DC: u64 = 1 << 12;
 const FMO: u64 = 1 << 3;
 const IMO: u64 = 1 << 4;
 /// The bits of a guest hypervisor's HCR_EL2 that hold for its guest in hardware: all but what names
@@ -40,31 +37,33 @@ pub(in crate::kvm) enum Vector {
 pub(super) fn enter(vcpu: &Arc<Vcpu>, state: &mut State, pstate: HwPstate, pc: u64) -> bool {
     let key = {
         let hw = vcpu.hw.lock();
-        let hcr = hw.regs.get(Reg::HcrEl2);
-        (hcr & (VM | DC) != 0).then(|| Key {
-            vttbr: hw.regs.get(Reg::VttbrEl2) & !1,
-            vtcr: hw.regs.get(Reg::VtcrEl2),
-            hcr: hcr & TRANSLATION,
-        })
+        let get = |reg| hw.regs.get(reg);
+        ContextKey::new(get(Reg::VttbrEl2), get(Reg::VtcrEl2), get(Reg::HcrEl2))
     };
-    let space = {
-        let mut memory = vcpu.vm.memory.lock();
-        match key {
-            Some(key) => memory
-                .shadows
-                .acquire(key, &vcpu.vm.machine)
-                .map(|(id, vttbr)| (Some(id), vttbr)),
-            // Without a stage 2 of its own, the VM's space under a VMID of its own.
-            None => memory.vttbr_below().map(|vttbr| (None, vttbr)),
-        }
-    };
-    let Some((shadow, vttbr)) = space else {
+    let Some((shadow, vttbr)) = space(vcpu, key) else {
         return false;
     };
     change(vcpu, state, World::Nested, shadow, vttbr);
     state.frame.pc = pc;
     state.frame.set_pstate(pstate);
     true
+}
+
+/// The shadow for what the guest hypervisor runs, and VTTBR_EL2 for it.
+fn space(vcpu: &Vcpu, key: ContextKey) -> Option<(Option<ContextId>, u64)> {
+    if !key.is_translated() {
+        // Without a stage 2 of its own, the VM's space under a VMID of its own.
+        let vttbr = vcpu.vm.memory.lock().vttbr_below(key.vmid());
+        return vttbr.map(|vttbr| (None, vttbr));
+    }
+    loop {
+        let acquired = vcpu.vm.memory.lock().shadows.acquire(key, &vcpu.vm.machine);
+        match acquired {
+            Acquired::Context(id, vttbr) => return Some((Some(id), vttbr)),
+            Acquired::Again => crate::irq::poll(),
+            Acquired::NoMemory => return None,
+        }
+    }
 }
 
 /// Its guest takes an exception to virtual EL2.
@@ -96,7 +95,13 @@ pub(in crate::kvm) fn leave(
     state.frame.set_pstate(HwPstate::EL1H_MASKED);
 }
 
-fn change(vcpu: &Arc<Vcpu>, state: &mut State, world: World, shadow: Option<u64>, vttbr: u64) {
+fn change(
+    vcpu: &Arc<Vcpu>,
+    state: &mut State,
+    world: World,
+    shadow: Option<ContextId>,
+    vttbr: u64,
+) {
     loaded::put(vcpu);
     state.world = world;
     let virtual_el2 = world == World::VirtualEl2;

@@ -14,6 +14,7 @@ use umbra_arm64::{Granule, L2Ipa};
 use umbra_hw::tlb;
 
 use super::super::vcpu::Vcpu;
+use super::shadow::Progress;
 
 /// HCR_EL2.TGE.
 const TGE: u64 = 1 << 27;
@@ -66,37 +67,40 @@ pub(super) fn perform(vcpu: &Vcpu, enc: SysReg, operand: u64) {
     };
     let vmid = (vttbr >> 48) as u16;
     let scope = scope(enc);
-    let mut memory = vcpu.vm.memory.lock();
     match scope {
         Scope::Ipa => {
             let named = tlbi::decode_ipa::<L2Ipa>(operand);
-            let bytes = leaf_bytes(named.leaf, vtcr);
-            memory
-                .shadows
-                .invalidate(vmid, named.page.align_down(bytes), bytes);
+            let bytes = named
+                .leaf
+                .map_or(granule(vtcr).bytes(), |(granule, level)| {
+                    granule.level_bytes(level)
+                });
+            let start = named.page.align_down(bytes);
+            let end = start.raw().saturating_add(bytes);
+            unmap(vcpu, Some(vmid), Some((start, end)));
         }
-        Scope::IpaRange => match TlbiRange::decode(operand) {
-            Some((range, _)) => {
-                let block = leaf_bytes(None, vtcr);
-                let start = L2Ipa::new(range.start).align_down(block);
-                let bytes = range.bytes().saturating_add(block);
-                memory.shadows.invalidate(vmid, start, bytes);
-            }
-            None => memory.shadows.invalidate_all(Some(vmid)),
-        },
-        Scope::Vmid => memory.shadows.invalidate_all(Some(vmid)),
-        Scope::Everything => memory.shadows.invalidate_all(None),
+        Scope::IpaRange => {
+            // The reserved granule promises nothing; everything, to be safe.
+            let range = TlbiRange::decode(operand).map(|(range, _)| {
+                let end = range.start.saturating_add(range.bytes());
+                (L2Ipa::new(range.start), end)
+            });
+            unmap(vcpu, Some(vmid), range);
+        }
+        Scope::Vmid => unmap(vcpu, Some(vmid), None),
+        Scope::Everything => unmap(vcpu, None, None),
         Scope::Address | Scope::Range | Scope::All => {}
     }
+    let mut memory = vcpu.vm.memory.lock();
     // Stage 1: virtual EL2's own for EL2 operations and under TGE, else that of what it runs.
     let own = enc.op1() == 4 || hcr & TGE != 0;
     let under: Vec<u64> = match scope {
-        Scope::Ipa | Scope::IpaRange => Vec::new(),
+        Scope::Ipa | Scope::IpaRange => return,
         Scope::Everything => memory
             .shadows
             .vttbrs(None)
             .into_iter()
-            .chain(memory.vttbr_below())
+            .chain(memory.vttbrs().1)
             .collect(),
         Scope::Vmid => shadows_of(&mut memory, hcr, vmid),
         Scope::Address | Scope::Range | Scope::All if own => alloc::vec![vcpu.vm.vttbr],
@@ -113,21 +117,30 @@ pub(super) fn perform(vcpu: &Vcpu, enc: SysReg, operand: u64) {
 
 fn shadows_of(memory: &mut super::super::memory::Memory, hcr: u64, vmid: u16) -> Vec<u64> {
     if hcr & STAGE2 == 0 {
-        memory.vttbr_below().into_iter().collect()
+        memory.vttbrs().1.into_iter().collect()
     } else {
         memory.shadows.vttbrs(Some(vmid))
     }
 }
 
-/// How much a leaf that a TLBI names may map: by its level hint, else the largest block of the
-/// granule (without FEAT_LPA2).
-fn leaf_bytes(ttl: Option<(Granule, umbra_arm64::Level)>, vtcr: u64) -> u64 {
-    match ttl {
-        Some((granule, level)) => granule.level_bytes(level),
-        None => match vtcr >> 14 & 3 {
-            0 => 1 << 30,
-            2 => 32 << 20,
-            _ => 512 << 20,
-        },
+/// Unmaps from shadows what a TLBI of stage 2 names, in portions; complete on return.
+fn unmap(vcpu: &Vcpu, vmid: Option<u16>, range: Option<(L2Ipa, u64)>) {
+    let mut progress = Progress::default();
+    loop {
+        let mut memory = vcpu.vm.memory.lock();
+        if memory.shadows.invalidate(vmid, range, &mut progress) {
+            return;
+        }
+        drop(memory);
+        crate::irq::poll();
+    }
+}
+
+/// The granule of VTCR_EL2.TG0.
+fn granule(vtcr: u64) -> Granule {
+    match vtcr >> 14 & 3 {
+        1 => Granule::K64,
+        2 => Granule::K16,
+        _ => Granule::K4,
     }
 }

@@ -373,7 +373,7 @@ fn fixed(nonce: &str) -> Vec<Case> {
 }
 
 /// The groups of kvm-probe's questions, as its filter takes them.
-const PROBES: [&str; 14] = [
+const PROBES: [&str; 15] = [
     "system/",
     "vcpus/",
     "slots/",

@@ -30,7 +30,7 @@ pub(super) use placement::check_before_run;
 use super::gic::DEFAULT_IRQS;
 use super::loaded;
 use super::vcpu::Vcpu;
-use super::vm::Vm;
+use super::vm::{Open, Vm};
 use super::{read_struct, write_struct};
 use crate::file::{Call, File};
 use crate::mm::Mm;
@@ -61,10 +61,11 @@ impl Verb {
 /// KVM_CREATE_DEVICE; sets `create.fd`. `ENODEV`: no such type; `EEXIST`: there is one; `EBUSY`: a
 /// vCPU runs or has run.
 pub(super) fn create(
-    vm: &Arc<Vm>,
+    open: &Arc<Open>,
     call: &Call<'_>,
     create: &mut CreateDevice,
 ) -> Result<(), Errno> {
+    let vm = open.vm();
     if create.kind != KVM_DEV_TYPE_ARM_VGIC_V3 {
         return Err(Errno::ENODEV);
     }
@@ -84,7 +85,7 @@ pub(super) fn create(
     })?;
     let installed = call
         .process
-        .install(Arc::new(VgicFile { vm: vm.clone() }), true);
+        .install(Arc::new(VgicFile { open: open.clone() }), true);
     if installed.is_err() {
         vm.gic.layout.lock().created = false;
     }
@@ -117,21 +118,22 @@ fn vcpu_of(vm: &Vm, affinity: Affinity) -> Option<usize> {
 
 /// What a process holds: a descriptor for a VM's GIC.
 struct VgicFile {
-    vm: Arc<Vm>,
+    open: Arc<Open>,
 }
 
 impl File for VgicFile {
     fn ioctl(&self, call: &Call<'_>, request: u32, arg: u64) -> Result<u64, Errno> {
+        let vm = self.open.vm();
         let mm = call.process.mm();
-        if !Arc::ptr_eq(&mm, &self.vm.mm) {
+        if !Arc::ptr_eq(&mm, &vm.mm) {
             return Err(Errno::EIO);
         }
         let verb = Verb::of(request).ok_or(Errno::ENOTTY)?;
         let attr = read_struct::<DeviceAttr>(&mm, arg)?;
         match verb {
-            Verb::Has => has(&self.vm, &attr),
-            Verb::Set => set(&self.vm, &mm, &attr),
-            Verb::Get => get(&self.vm, &mm, &attr),
+            Verb::Has => has(vm, &attr),
+            Verb::Set => set(vm, &mm, &attr),
+            Verb::Get => get(vm, &mm, &attr),
         }?;
         Ok(0)
     }

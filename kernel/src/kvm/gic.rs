@@ -63,6 +63,8 @@ impl Gic {
 
     /// KVM_DEV_ARM_VGIC_CTRL_INIT.
     pub(super) fn init(&self, vm: &Vm) -> Result<(), Errno> {
+        // No vCPU comes meanwhile, and nobody else initialises.
+        let _settling = vm.settling.lock();
         if self.is_initialised() {
             return Ok(());
         }
@@ -89,9 +91,10 @@ impl Gic {
         .map_err(|error| match error {
             umbra_vgic::ConfigError::NoVcpus => Errno::ENODEV,
             umbra_vgic::ConfigError::NoMemory => Errno::ENOMEM,
-            umbra_vgic::ConfigError::NrIrqs
-            | umbra_vgic::ConfigError::TooManyVcpus
-            | umbra_vgic::ConfigError::SameAffinity => Errno::EINVAL,
+            umbra_vgic::ConfigError::TooManyVcpus => Errno::E2BIG,
+            umbra_vgic::ConfigError::NrIrqs | umbra_vgic::ConfigError::SameAffinity => {
+                Errno::EINVAL
+            }
         })?;
         let nested = vm.is_nested();
         for vcpu in 0..affinities.len() {

@@ -8,7 +8,7 @@ use umbra_kvm_abi::memory::{KVM_USER_MEM_SLOTS, MachineType};
 use umbra_linux::Errno;
 
 use super::memory::Machine;
-use super::vm::{Vm, VmFile, abi};
+use super::vm::{Open, Vm, VmFile, abi};
 use crate::file::{Call, File};
 
 /// vCPUs a VM may have.
@@ -92,7 +92,12 @@ impl File for System {
                 let kind = abi(MachineType::parse(arg, machine.pa_bits))?;
                 let vm = Vm::new(call.process.mm(), kind.ipa_bits)?;
                 call.process
-                    .install(Arc::new(VmFile { vm }), true)
+                    .install(
+                        Arc::new(VmFile {
+                            open: Open::new(vm),
+                        }),
+                        true,
+                    )
                     .map(u64::from)
             }
             r if r == ioctl::KVM_CHECK_EXTENSION.raw() => Ok(extension(arg, None)),

@@ -30,7 +30,7 @@ use umbra_vgic::{CpuIf, LrFile};
 
 use super::mmio::PendingMmio;
 use super::regs::Registers;
-use super::vm::{Vm, abi};
+use super::vm::{Open, Vm, abi};
 use super::{loaded, read_struct, run, system, write_struct};
 use crate::file::{Call, File};
 use crate::mm::{Mm, Object, SharedPages};
@@ -132,7 +132,7 @@ pub(super) struct Vcpu {
     pub(super) vm: Arc<Vm>,
     pub(super) id: u32,
     /// Its place in the VM's list.
-    pub(super) index: AtomicUsize,
+    index: usize,
     pub(super) page: Arc<SharedPages>,
     pub(super) state: Mutex<State>,
     pub(super) hw: SpinLock<Hw>,
@@ -158,7 +158,7 @@ impl Due for Vcpu {
 
 impl Vcpu {
     /// A vCPU that was not initialised. `ENOMEM`.
-    pub(super) fn new(vm: &Arc<Vm>, id: u32) -> Result<Arc<Self>, Errno> {
+    pub(super) fn new(vm: &Arc<Vm>, id: u32, index: usize) -> Result<Arc<Self>, Errno> {
         crate::mem::top_up();
         let page = SharedPages::new(1).ok_or(Errno::ENOMEM)?;
         Ok(Arc::new_cyclic(|me| Self {
@@ -167,7 +167,7 @@ impl Vcpu {
             alarm: SpinLock::new("vcpu alarm", 117, None),
             vm: vm.clone(),
             id,
-            index: AtomicUsize::new(0),
+            index,
             page,
             state: Mutex::new(State {
                 frame: Frame::default(),
@@ -212,7 +212,7 @@ impl Vcpu {
 
     /// Its place in the VM's list.
     pub(super) fn index(&self) -> usize {
-        self.index.load(Ordering::Acquire)
+        self.index
     }
 
     /// MPIDR_EL1 as the guest sees it: sixteen vCPUs to a cluster, as Linux has it.
@@ -404,18 +404,12 @@ const REFUSED: [Ioctl; 7] = [
 /// What a process holds: a descriptor for a vCPU.
 pub(super) struct VcpuFile {
     vcpu: Arc<Vcpu>,
+    _open: Arc<Open>,
 }
 
 impl VcpuFile {
-    pub(super) fn new(vcpu: Arc<Vcpu>) -> Self {
-        Self { vcpu }
-    }
-}
-
-impl Drop for VcpuFile {
-    fn drop(&mut self) {
-        // A CPU may hold the registers still; it holds the vCPU alive with them.
-        loaded::put(&self.vcpu);
+    pub(super) fn new(vcpu: Arc<Vcpu>, open: Arc<Open>) -> Self {
+        Self { vcpu, _open: open }
     }
 }
 

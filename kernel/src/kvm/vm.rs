@@ -33,9 +33,10 @@ use super::memory::{Machine, Memory};
 use super::routing::Routes;
 use super::slots::{Slot, SlotError};
 use super::vcpu::{Vcpu, VcpuFile};
-use super::{dirty, errno, read_struct, system, write_struct};
+use super::{dirty, errno, loaded, read_struct, system, write_struct};
 use crate::file::{Call, File};
 use crate::mm::{Mm, Notifier};
+use crate::sched::Mutex;
 
 /// What the VMM asked of the whole VM.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,10 +60,11 @@ pub(super) struct Vm {
     pub(super) machine: Machine,
     pub(super) memory: SpinLock<Memory>,
     pub(super) vttbr: u64,
-    pub(super) vcpus: SpinLock<Vec<Weak<Vcpu>>>,
+    /// Every vCPU that was made, until the last file of the VM is closed ([`Open`]).
+    vcpus: SpinLock<Vec<Arc<Vcpu>>>,
+    /// Held while the number of vCPUs changes, or something is made that has as many parts.
+    pub(super) settling: Mutex<()>,
     pub(super) gic: Gic,
-    /// Ids of vCPUs that were ever made, a bit each.
-    ids: AtomicU64,
     pub(super) io_events: IoEvents,
     pub(super) options: SpinLock<Options>,
     pub(super) services: SpinLock<Services>,
@@ -99,8 +101,8 @@ impl Vm {
             vttbr: memory.vttbr(),
             memory: SpinLock::new("vm memory", 160, memory),
             vcpus: SpinLock::new("vcpus", 100, Vec::new()),
+            settling: Mutex::new(()),
             gic: Gic::new(),
-            ids: AtomicU64::new(0),
             io_events: IoEvents::new(),
             options: SpinLock::new("vm options", 101, Options::default()),
             services: SpinLock::new("vm services", 103, Services::default()),
@@ -128,12 +130,12 @@ impl Vm {
 
     /// vCPU by index.
     pub(super) fn vcpu(&self, index: usize) -> Option<Arc<Vcpu>> {
-        self.vcpus.lock().get(index)?.upgrade()
+        self.vcpus.lock().get(index).cloned()
     }
 
-    /// Every vCPU.
+    /// Every vCPU, in the order of their indices.
     pub(super) fn all_vcpus(&self) -> Vec<Arc<Vcpu>> {
-        self.vcpus.lock().iter().filter_map(Weak::upgrade).collect()
+        self.vcpus.lock().clone()
     }
 
     /// Whether a vCPU has run: much of what a VM is made of is settled then.
@@ -185,28 +187,31 @@ impl Vm {
         }
     }
 
-    fn create_vcpu(self: &Arc<Self>, call: &Call<'_>, id: u64) -> Result<u64, Errno> {
+    fn create_vcpu(open: &Arc<Open>, call: &Call<'_>, id: u64) -> Result<u64, Errno> {
+        let vm = open.vm();
         let id = u32::try_from(id).map_err(|_| Errno::EINVAL)?;
         if id as usize >= system::MAX_VCPUS {
             return Err(Errno::EINVAL);
         }
-        if self.gic.is_initialised() {
+        let _settling = vm.settling.lock();
+        if vm.gic.is_initialised() {
             return Err(Errno::EBUSY);
         }
-        let vcpu = {
-            let vcpu = Vcpu::new(self, id)?;
-            let mut vcpus = self.vcpus.lock();
+        let index = {
+            let mut vcpus = vm.vcpus.lock();
             // An id is used once in a VM's life, as on Linux.
-            let bit = 1u64 << id;
-            if self.ids.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
+            if vcpus.iter().any(|vcpu| vcpu.id == id) {
                 return Err(Errno::EEXIST);
             }
-            vcpu.index.store(vcpus.len(), Ordering::Release);
-            vcpus.push(Arc::downgrade(&vcpu));
-            vcpu
+            vcpus.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+            vcpus.len()
         };
-        let file = Arc::new(VcpuFile::new(vcpu));
-        call.process.install(file, true).map(u64::from)
+        let vcpu = Vcpu::new(vm, id, index)?;
+        let file = Arc::new(VcpuFile::new(vcpu.clone(), open.clone()));
+        // Last what can fail: a vCPU that the VMM was refused is none of the VM's.
+        let fd = call.process.install(file, true)?;
+        vm.vcpus.lock().push(vcpu);
+        Ok(fd.into())
     }
 
     fn enable_cap(&self, cap: &EnableCap) -> Result<u64, Errno> {
@@ -227,14 +232,42 @@ impl Vm {
     }
 }
 
+/// A VM as its files hold it: the VM's own, its vCPUs' and its devices'.
+///
+/// A vCPU holds its VM and the VM its vCPUs, so that one whose file is closed keeps its place, as on Linux:
+/// its index, its redistributor, its answer to PSCI. When the last file is closed, that circle is broken.
+pub(super) struct Open(Arc<Vm>);
+
+impl Open {
+    /// The first file's hold on a new VM.
+    pub(super) fn new(vm: Arc<Vm>) -> Arc<Self> {
+        Arc::new(Self(vm))
+    }
+
+    /// The VM.
+    pub(super) fn vm(&self) -> &Arc<Vm> {
+        &self.0
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let vcpus = core::mem::take(&mut *self.0.vcpus.lock());
+        for vcpu in &vcpus {
+            // A CPU may hold the registers still; it holds the vCPU alive with them.
+            loaded::put(vcpu);
+        }
+    }
+}
+
 /// What a process holds: a descriptor for a VM.
 pub(super) struct VmFile {
-    pub(super) vm: Arc<Vm>,
+    pub(super) open: Arc<Open>,
 }
 
 impl File for VmFile {
     fn ioctl(&self, call: &Call<'_>, request: u32, arg: u64) -> Result<u64, Errno> {
-        let vm = &self.vm;
+        let vm = self.open.vm();
         let mm = call.process.mm();
         // A VM belongs to the address space it was made in, as on Linux.
         if !Arc::ptr_eq(&mm, &vm.mm) {
@@ -243,7 +276,7 @@ impl File for VmFile {
         let raw = |ioctl: umbra_kvm_abi::ioc::Ioctl| ioctl.raw();
         match request {
             r if r == raw(ioctl::KVM_CHECK_EXTENSION) => Ok(system::extension(arg, Some(vm))),
-            r if r == raw(ioctl::KVM_CREATE_VCPU) => vm.create_vcpu(call, arg),
+            r if r == raw(ioctl::KVM_CREATE_VCPU) => Vm::create_vcpu(&self.open, call, arg),
             r if r == raw(ioctl::KVM_SET_USER_MEMORY_REGION) => {
                 vm.set_memory(&read_struct::<UserspaceMemoryRegion>(&mm, arg)?)
             }
@@ -266,7 +299,7 @@ impl File for VmFile {
             }
             r if r == raw(ioctl::KVM_CREATE_DEVICE) => {
                 let mut create = read_struct::<CreateDevice>(&mm, arg)?;
-                super::device::create(vm, call, &mut create)?;
+                super::device::create(&self.open, call, &mut create)?;
                 write_struct(&mm, arg, &create)?;
                 Ok(0)
             }

@@ -249,6 +249,35 @@ pub(super) fn vcpu_after_init(_: &Env) -> Outcome {
     refused(answer, libc::EBUSY, "a vCPU after the GIC's init")
 }
 
+/// A vCPU whose file was closed keeps its place: those behind it do not move up.
+pub(super) fn closed_vcpu(_: &Env) -> Outcome {
+    const AFFINITY_INFO: u64 = 0xc400_0004;
+    let machine = Machine::new()?;
+    let gic = granted(Gic::new(&machine), "KVM_CREATE_DEVICE")?;
+    let closed = machine.bare_vcpu(0)?;
+    let more = 1 << kvm::KVM_ARM_VCPU_POWER_OFF;
+    granted(closed.init(more), "KVM_ARM_VCPU_INIT")?;
+    drop(closed);
+    let mut asm = Asm::new();
+    // GICR_TYPER of the second redistributor, then PSCI about the vCPU that was closed.
+    asm.mov(1, REDIST + 0x2_0000 + 8).ldr(0, 1).report(0);
+    asm.mov(0, AFFINITY_INFO).mov(1, 0).mov(2, 0);
+    asm.hvc().report(0);
+    let vcpu = machine.vcpu_with(1, &asm)?;
+    granted(gic.set(ADDR, ADDR_DIST, DIST), "the distributor's address")?;
+    granted(gic.set(ADDR, ADDR_REDIST, REDIST), "redistributors")?;
+    granted(gic.init(), "KVM_DEV_ARM_VGIC_CTRL_INIT")?;
+    for affinity in [0, 1] {
+        let typer = gic.get(REDIST_REGS, affinity << 32 | 8);
+        let typer = granted(typer, "GICR_TYPER of either vCPU")? as u32;
+        same(typer >> 8 & 0xffff, affinity as u32, "Processor_Number")?;
+    }
+    let typer = vcpu.report()?;
+    same(typer >> 32, 1, "affinity of the second redistributor")?;
+    same(typer >> 8 & 0xffff, 1, "its Processor_Number")?;
+    same(vcpu.report()?, 1, "AFFINITY_INFO of the closed vCPU: off")
+}
+
 /// The first KVM_RUN finds that not every vCPU has a redistributor.
 pub(super) fn too_few_redistributors(_: &Env) -> Outcome {
     let machine = Machine::new()?;

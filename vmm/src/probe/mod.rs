@@ -76,7 +76,7 @@ rows! {
     firmware: filtered filter_errors;
     regs: core floating system timers id_registers writable_masks unknown sizes list bad_pointer;
     events: external_abort external_abort_of_mmio serror serror_masked before_init bad_values;
-    gic: none created_once addresses init_order vcpu_after_init too_few_redistributors registers bad_attributes;
+    gic: none created_once addresses init_order vcpu_after_init closed_vcpu too_few_redistributors registers bad_attributes;
     irq: wfi_and_ppi spi line_errors irqfd irqfd_errors irqfd_of_two_vms routing routing_errors ioeventfd ioeventfd_errors;
     follow: remap remap_under_two discard protect_none protect_read huge_remap two_vcpus_fault big_slot rewritten_code
         munmap_faults;

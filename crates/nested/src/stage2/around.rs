@@ -64,6 +64,10 @@ pub fn around(
     if (end - 1) & !ones(root.input_bits) != 0 {
         return Around::NONE;
     }
+    // Where a stage-1 walk through device memory faults (HCR_EL2.PTW), a page mapped ahead would let
+    // it through unseen.
+    let unseen =
+        |descriptor| config.protected_walks && config.attributes.decode(descriptor).is_device();
     let translation = &mapping.translation;
     let mut around = Around::NONE;
     let mut note = |at: L2Ipa, output: Ipa, rights, bytes| {
@@ -83,7 +87,8 @@ pub fn around(
     };
     let pages = (0..PAGES as u64).filter_map(|n| base.checked_add(n * PAGE));
     if translation.leaf_bytes >= WINDOW {
-        if translation.accessed {
+        let device = config.protected_walks && mapping.attributes.is_some_and(|a| a.is_device());
+        if translation.accessed && !device {
             for at in pages {
                 let output = page_of(translation.output.raw(), at, translation.leaf_bytes);
                 note(at, output, translation.rights, translation.bytes);
@@ -104,7 +109,7 @@ pub fn around(
         let word = words[(at.offset_in(WINDOW) / granule) as usize];
         let descriptor = Descriptor::new(root.ordered(word));
         let is_leaf = root.layout.kind(descriptor, Level::L3) == DescriptorKind::Leaf;
-        if !is_leaf || !descriptor.accessed() {
+        if !is_leaf || !descriptor.accessed() || unseen(descriptor) {
             continue;
         }
         let leaf = root.leaf(descriptor, Level::L3, first, at.raw());

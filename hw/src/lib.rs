@@ -26,6 +26,7 @@ pub mod idregs;
 pub mod mem;
 pub mod psci;
 pub mod sabotage;
+pub mod semihosting;
 pub mod sync;
 pub mod thread;
 pub mod timer;

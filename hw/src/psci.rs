@@ -55,17 +55,6 @@ pub fn system_reset() -> ! {
     stop()
 }
 
-/// Ends the emulator with `status`, through the Arm semihosting call SYS_EXIT_EXTENDED. Only where
-/// the command line says that semihosting is there: without it the instruction is undefined.
-pub fn semihosting_exit(status: u64) -> ! {
-    let block: [u64; 2] = [0x2_0026, status];
-    // SAFETY: the call reads the two words and does not return.
-    unsafe {
-        asm!("hlt #0xf000", in("x0") 0x20u64, in("x1") &raw const block, options(nostack));
-    }
-    stop()
-}
-
 /// Stops this CPU for good.
 pub fn stop() -> ! {
     loop {

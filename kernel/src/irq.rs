@@ -2,8 +2,9 @@
 
 use umbra_hw::gic::{self, IntId};
 use umbra_hw::timer::{HYP_TIMER_PPI, PHYS_TIMER_PPI, VIRT_TIMER_PPI};
+use umbra_trace::Event;
 
-use crate::trace::{self, Event};
+use crate::trace::{self, Who};
 use crate::{console, kvm, sched};
 
 /// The GIC's maintenance interrupt.
@@ -41,7 +42,7 @@ pub(crate) fn init_cpu() {
 /// Takes and handles every pending interrupt. Called with no lock held.
 pub(crate) fn poll() {
     while let Some(id) = gic::acknowledge() {
-        trace::record(Event::Interrupt, id.0.into(), 0);
+        trace::record(Who::UMBRA, || Event::Interrupt { irq: id.0 });
         match id {
             IntId(0) => sched::request_resched(umbra_hw::cpu()),
             IntId(1) => {}

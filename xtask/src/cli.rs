@@ -30,6 +30,8 @@ pub(crate) enum Command {
     },
     /// Run the tests: on the host first, then on umbra in QEMU.
     Test(TestArgs),
+    /// Look at a recorded trace again: writes its JSON and its report.
+    Trace(TraceArgs),
     /// Build umbra as one arm64 Image, and pack an initrd for it.
     Image {
         /// Where the Image goes instead of target/umbra/image/umbra.Image.
@@ -81,9 +83,22 @@ pub(crate) struct MachineArgs {
     /// Connect the terminal. Leave by ending the guest (`poweroff -f`), or with Ctrl-A X.
     #[arg(long, short)]
     pub(crate) interactive: bool,
+    /// Record what umbra does: target/umbra/run/NAME.trace.json, for ui.perfetto.dev.
+    #[arg(long)]
+    pub(crate) trace: bool,
+    /// Record, and tell of it in one page: target/umbra/run/NAME.report.html.
+    #[arg(long)]
+    pub(crate) report: bool,
     /// Give up after this many seconds; without it, 900 seconds, or never with --interactive.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) time_limit: Option<u64>,
+}
+
+/// Arguments of `trace`.
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// The file that a run with --trace left (NAME.trace).
+    pub(crate) file: PathBuf,
 }
 
 /// Arguments of `run linux`.
@@ -113,6 +128,8 @@ impl Default for LinuxArgs {
         let machine = MachineArgs {
             qemu: None,
             interactive: false,
+            trace: false,
+            report: false,
             time_limit: None,
         };
         Self {

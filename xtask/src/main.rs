@@ -16,7 +16,6 @@ mod build;
 mod cargo;
 mod cli;
 mod cpio;
-mod events;
 mod guard;
 mod guest;
 mod hash;
@@ -28,6 +27,7 @@ mod qmp;
 mod run;
 mod setup;
 mod test;
+mod trace;
 mod transcript;
 mod workspace;
 
@@ -67,6 +67,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             what: Some(Run::Program(args)),
         } => return run::program(&ws, &args),
         Command::Test(args) => return test::run(&ws, &args),
+        Command::Trace(args) => trace::command(&ws, &args)?,
         Command::Image { out, initrd } => build::image_command(&ws, out, &initrd)?,
     }
     Ok(ExitCode::SUCCESS)

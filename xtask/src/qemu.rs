@@ -1,10 +1,10 @@
 //! One machine, from its description to its end: QEMU's command line, the console it prints, a time
 //! limit, and what to say of a machine that hangs.
 
-use crate::events;
 use crate::guard;
 use crate::image::Symbols;
 use crate::setup::Qemu;
+use crate::trace::memory;
 use crate::transcript::Transcript;
 use crate::{cargo, qmp};
 use anyhow::{Context, Result};
@@ -265,7 +265,7 @@ fn drain(
 /// registers.
 fn state(socket: &Path, symbols: &Symbols) -> String {
     let (sender, receiver) = channel();
-    let (path, ring) = (socket.to_path_buf(), symbols.data(events::RING));
+    let (path, ring) = (socket.to_path_buf(), symbols.data(memory::RINGS));
     std::thread::spawn(move || sender.send(ask(&path, ring)));
     let (registers, events) = match receiver.recv_timeout(GRACE) {
         Ok(Ok(answers)) => answers,
@@ -283,16 +283,18 @@ fn state(socket: &Path, symbols: &Symbols) -> String {
     text + &events + &registers
 }
 
-/// The registers and umbra's last events, the latter from memory at `ring`: address and size.
-fn ask(socket: &Path, ring: Option<(u64, u64)>) -> Result<(String, String)> {
+/// The registers and umbra's last events, the latter from the rings that the table at `rings` (address
+/// and size) names. A run's own trace goes to its file, as it would have in the end.
+fn ask(socket: &Path, rings: Option<(u64, u64)>) -> Result<(String, String)> {
     let mut monitor = qmp::Monitor::connect(socket)?;
     let registers = monitor.registers()?;
-    let events = match ring.and_then(|(at, bytes)| Some((events::physical(at)?, bytes))) {
-        Some((pa, bytes)) => {
-            let memory = monitor.memory(pa, bytes, &socket.with_extension("ring"))?;
-            events::decode(&memory)
-        }
-        None => String::new(),
+    let Some(rings) = rings else {
+        return Ok((registers, String::new()));
     };
-    Ok((registers, events))
+    let file = memory::read(&mut monitor, rings, &socket.with_extension("ring"))?;
+    let trace = socket.with_extension("trace");
+    if trace.exists() {
+        std::fs::write(&trace, &file).context("cannot write the trace")?;
+    }
+    Ok((registers, memory::last(&file)))
 }

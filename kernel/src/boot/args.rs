@@ -59,6 +59,22 @@ impl BootArgs {
         self.value("umbra.sabotage")
     }
 
+    /// Whether events are recorded, and in how many MiB a CPU (0: the usual size).
+    pub(crate) fn trace(self) -> Option<u64> {
+        match self.value("umbra.trace") {
+            Some(size) => Some(size.parse().unwrap_or(0)),
+            None => self
+                .options()
+                .any(|word| word == "umbra.trace")
+                .then_some(0),
+        }
+    }
+
+    /// The file of the emulator's host that the events go to in the end.
+    pub(crate) fn trace_file(self) -> Option<String> {
+        self.value("umbra.trace.file").map(unquote)
+    }
+
     /// The first program's path and arguments, argv\[0\] included.
     pub(crate) fn first_program(self) -> Vec<String> {
         let path = unquote(self.value("init").unwrap_or("/init"));

@@ -10,7 +10,7 @@ use umbra_arm64::Pa;
 
 pub(crate) use args::BootArgs;
 
-use crate::{console, irq, mem, sched};
+use crate::{console, irq, mem, sched, trace};
 
 /// Exit status of the machine after a panic.
 pub(crate) const STATUS_PANIC: u64 = 70;
@@ -21,8 +21,9 @@ static SEMIHOSTING: AtomicBool = AtomicBool::new(false);
 
 /// Ends the machine: with `status` where somebody listens, else by switching off.
 pub(crate) fn end(status: u64) -> ! {
+    trace::save();
     if SEMIHOSTING.load(Ordering::Relaxed) {
-        umbra_hw::psci::semihosting_exit(status);
+        umbra_hw::semihosting::exit(status);
     }
     umbra_hw::psci::system_off()
 }
@@ -63,6 +64,7 @@ pub(crate) fn primary(device_tree: Pa) -> ! {
     let (free, total) = mem::frame_counts();
     log::info!("memory: {} MiB, {} MiB free", total >> 8, free >> 8);
 
+    trace::init(&machine.bootargs, machine.cpus.len());
     let (distributor, redistributors, bytes) = machine.gic.expect("the device tree names a GICv3");
     umbra_hw::gic::init(distributor, redistributors, bytes).expect("tables cover the GIC");
     sched::start();

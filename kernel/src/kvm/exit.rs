@@ -9,12 +9,10 @@ use umbra_kvm_abi::exit::{Exit as VmmExit, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_RE
 
 use super::run::Next;
 use super::vcpu::{State, Vcpu, has_ras};
-use super::{fault, firmware, inject, nested, sea, sysreg};
-use crate::trace::{self, Event};
+use super::{events, fault, firmware, inject, nested, sea, sysreg};
 
 /// A synchronous exit.
 pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfar: u64) -> Next {
-    trace::record(Event::Exit, esr, state.frame.pc);
     let esr = Esr::new(esr);
     // Aborts are decoded once, by `classify`.
     if matches!(esr.ec(), Ec::DataAbortLower | Ec::InstructionAbortLower) {
@@ -32,6 +30,7 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
     }
     match esr.syndrome() {
         Syndrome::Wfx(wfx) => {
+            events::wfx(vcpu, state, wfx.kind);
             skip(state);
             match wfx.kind {
                 WfxKind::Wfi | WfxKind::Wfit => Next::Wait,
@@ -79,6 +78,7 @@ fn undefined(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr) -> Next {
 }
 
 fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) -> Next {
+    events::abort(vcpu, state, esr.raw(), far, hpfar);
     let context = Context {
         ras: has_ras(),
         world: state.world,

@@ -12,9 +12,8 @@ use super::memory::{NotMapped, Wanted};
 use super::run::Next;
 use super::slots::Slot;
 use super::vcpu::{State, Vcpu};
-use super::{exit, inject, mmio, sea};
+use super::{events, exit, inject, mmio, sea};
 use crate::mm::MmFault;
-use crate::trace::{self, Event};
 
 /// A broken page: where in the VMM, its frame, and how far the news had spread.
 pub(super) type Bad = (Hva, Pa, Poison);
@@ -39,14 +38,15 @@ pub(super) fn stage2(
             None => return Next::Guest,
         },
     };
-    trace::record(Event::Fault, ipa.raw(), fault_iss(&fault));
     state.last_far = fault.gva.raw();
     let slot = vm.memory.lock().slot_at(ipa);
     let lies = lies(vcpu, ipa, slot);
     let capabilities = Capabilities {
         nisv_to_user: vm.options.lock().nisv_to_user,
     };
-    match resolve_canonical(&fault, ipa, lies, capabilities) {
+    let action = resolve_canonical(&fault, ipa, lies, capabilities);
+    events::resolved(vcpu, state, None, Some(ipa), &action);
+    match action {
         Action::Map { write, exec, .. } => match slot {
             Some(slot) => {
                 let kind = fault.kind;
@@ -152,7 +152,11 @@ fn map(vcpu: &Arc<Vcpu>, ipa: Ipa, slot: Slot, wanted: Wanted) -> Result<Next, B
     };
     let access = if wanted.write { Prot::RW } else { Prot::READ };
     let mapped = vm.mm.with_page(hva, access, |view| {
-        vm.memory.lock().map(ipa, &slot, &view, wanted)
+        let mut memory = vm.memory.lock();
+        let mapped = memory.map(ipa, &slot, &view, wanted);
+        let how = events::how(wanted.kind, wanted.write, wanted.exec, false);
+        events::mapped(vcpu, &mut memory, ipa, how);
+        mapped
     });
     Ok(match mapped {
         Err(MmFault::Poisoned(frame, poison)) => return Err((hva.align_down(4096), frame, poison)),

@@ -6,9 +6,10 @@ use umbra_abort::World;
 use umbra_arm64::sysreg::Reg;
 use umbra_arm64::{Gva, Ipa, Level};
 use umbra_hw::guest::{HCR_VSE, HwPstate};
+use umbra_trace::Injected;
 
-use super::nested;
 use super::vcpu::{Hw, State, Vcpu};
+use super::{events, nested};
 
 const EC_UNKNOWN: u64 = 0x00;
 const EC_HVC: u64 = 0x16;
@@ -98,6 +99,13 @@ fn take(hw: &mut Hw, state: &mut State, kind: Kind, esr: u64, far: Option<u64>) 
 
 /// An exception of unknown reason: the instruction is undefined to the guest.
 pub(super) fn undefined(vcpu: &Arc<Vcpu>, state: &mut State) {
+    events::inject(
+        vcpu,
+        state,
+        Injected::Undefined,
+        EC_UNKNOWN << 26 | IL,
+        None,
+    );
     take(
         &mut vcpu.hw.lock(),
         state,
@@ -110,6 +118,7 @@ pub(super) fn undefined(vcpu: &Arc<Vcpu>, state: &mut State) {
 /// HVC at virtual EL2 goes to virtual EL2 itself.
 pub(super) fn hypervisor_call(vcpu: &Arc<Vcpu>, state: &mut State, immediate: u16) {
     let esr = EC_HVC << 26 | IL | u64::from(immediate);
+    events::inject(vcpu, state, Injected::HypervisorCall, esr, None);
     take(&mut vcpu.hw.lock(), state, Kind::Sync, esr, None);
 }
 
@@ -147,18 +156,21 @@ pub(super) fn external_abort(
         None => FSC_EXTERNAL,
     };
     let esr = abort_class(state, instruction) << 26 | IL | status;
+    events::inject(vcpu, state, Injected::ExternalAbort, esr, Some(far.raw()));
     take(&mut vcpu.hw.lock(), state, Kind::Sync, esr, Some(far.raw()));
 }
 
 /// An address-size fault, level 0.
 pub(super) fn address_size(vcpu: &Arc<Vcpu>, state: &mut State, instruction: bool, far: Gva) {
     let esr = abort_class(state, instruction) << 26 | IL;
+    events::inject(vcpu, state, Injected::AddressSize, esr, Some(far.raw()));
     take(&mut vcpu.hw.lock(), state, Kind::Sync, esr, Some(far.raw()));
 }
 
 /// An exclusive or atomic access where memory does not support it.
 pub(super) fn exclusive(vcpu: &Arc<Vcpu>, state: &mut State, far: Gva) {
     let esr = abort_class(state, false) << 26 | IL | FSC_EXCLUSIVE;
+    events::inject(vcpu, state, Injected::Exclusive, esr, Some(far.raw()));
     take(&mut vcpu.hw.lock(), state, Kind::Sync, esr, Some(far.raw()));
 }
 
@@ -172,6 +184,10 @@ pub(super) fn pending(vcpu: &Arc<Vcpu>, state: &mut State) {
     // Hardware holds a virtual SError until the guest unmasks it.
     match state.pending_serror {
         Some(syndrome) => {
+            if state.hcr & HCR_VSE == 0 {
+                let esr = syndrome.map_or(1 << 24, u64::from);
+                events::inject(vcpu, state, Injected::SError, esr, None);
+            }
             if state.features.ras {
                 // Without a syndrome of the VMM's: IMPLEMENTATION DEFINED (IDS).
                 umbra_hw::guest::set_serror_syndrome(syndrome.map_or(1 << 24, u64::from));

@@ -18,9 +18,8 @@ use umbra_vgic::{HcrBits, Kicks, Lr, Vmcr};
 
 use super::gic::deliver;
 use super::vcpu::{Hw, Vcpu, has_pauth};
-use super::{nested, timer};
+use super::{events, nested, timer};
 use crate::irq::{self, Sgi};
-use crate::trace::{self, Event};
 
 static LOADED: [SpinLock<Option<Arc<Vcpu>>>; MAX_CPUS] =
     [const { SpinLock::new("loaded", 161, None) }; MAX_CPUS];
@@ -104,7 +103,7 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
         pauth: has_pauth(),
         virtual_el2,
     };
-    trace::record(Event::Load, vcpu.index() as u64, 0);
+    events::load(vcpu, vttbr, true);
     *LOADED[cpu].lock() = Some(vcpu.clone());
     {
         let mut hw = vcpu.hw.lock();
@@ -161,7 +160,7 @@ fn put_here(vcpu: &Vcpu) {
         hw.puts = hw.puts.wrapping_add(1);
         (kicks, hw.vttbr, ended)
     };
-    trace::record(Event::Put, vcpu.index() as u64, 0);
+    events::load(vcpu, vttbr, false);
     gic::enable_private(VIRT_TIMER_PPI, false);
     gic::enable_private(PHYS_TIMER_PPI, false);
     gic::set_private_active(VIRT_TIMER_PPI, false);

@@ -14,7 +14,9 @@ use umbra_stage2::dirty::DirtyLog;
 use umbra_stage2::{
     Attrs, Canonical, Config, Geometry, MapError, Mapped, NoMemory, S2, Scope, TlbRequest,
 };
+use umbra_trace::UnmapReason;
 
+use super::events;
 use super::nested::Shadows;
 use super::slots::{self, Change, Slot, SlotError, Slots};
 use crate::mem::TablePages;
@@ -191,7 +193,7 @@ impl Memory {
             vttbr,
             below: None,
             below_vmid: 0,
-            shadows: Shadows::new(),
+            shadows: Shadows::new(events::vm_number(vttbr)),
             vmid_bits: machine.vmid_bits,
         })
     }
@@ -244,8 +246,14 @@ impl Memory {
     ) -> Result<(), SlotError> {
         match self.slots.set(id, slot, log)? {
             Change::Nothing => {}
-            Change::Evict(base, bytes) => self.evict(base, bytes),
-            Change::Protect(base, bytes) => self.write_protect(base, bytes),
+            Change::Evict(base, bytes) => {
+                self.evict(base, bytes);
+                events::unmapped(self.vttbr, base, bytes, UnmapReason::Slot);
+            }
+            Change::Protect(base, bytes) => {
+                self.write_protect(base, bytes);
+                events::unmapped(self.vttbr, base, bytes, UnmapReason::Log);
+            }
         }
         self.shadows.set_memory(self.slots.bytes());
         Ok(())
@@ -328,6 +336,7 @@ impl Memory {
         let mut from = 0;
         while let Some((next, base, bytes)) = self.slots.next_seen_of(span, from) {
             self.evict(base, bytes);
+            events::unmapped(self.vttbr, base, bytes, UnmapReason::Host);
             from = next;
         }
     }
@@ -345,7 +354,14 @@ impl Memory {
                 Ok(change) => change.finish(table, &TablePages, invalidate_tlb(vttbr)),
                 Err(_) => self.evict(base, bytes),
             }
+            events::unmapped(self.vttbr, base, bytes, UnmapReason::Poison);
         }
+    }
+
+    /// The leaf that maps `ipa`: its first address, what that is mapped to, and its bytes.
+    pub(super) fn leaf_at(&mut self, ipa: Ipa) -> Option<(Ipa, Pa, u64)> {
+        let leaf = self.table().lookup(ipa, &TablePages)?;
+        Some((leaf.addr, leaf.pa, leaf.size))
     }
 
     /// Sets the access flag of the leaf at `ipa`.

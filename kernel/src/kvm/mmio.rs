@@ -7,7 +7,9 @@ use umbra_arm64::esr::Access;
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_kvm_abi::exit::{Exit as VmmExit, MmioExit};
 use umbra_kvm_abi::run::{self as run_page, RunPage};
+use umbra_trace::MmioBy;
 
+use super::events;
 use super::exit::{read_x, skip, write_x};
 use super::run::Next;
 use super::vcpu::{State, Vcpu};
@@ -30,6 +32,7 @@ pub(super) fn access(
     let len = access.size.bytes() as u32;
     let data = write.then(|| swapped(state, access, read_x(state, access.register) & mask(access)));
     if let Some(value) = vcpu.vm.gic.mmio(vcpu, ipa.raw(), len as u8, data) {
+        events::mmio(vcpu, state, ipa, len, data, MmioBy::Gic);
         if !write {
             load(state, access, value);
         }
@@ -39,9 +42,11 @@ pub(super) fn access(
     if let Some(value) = data
         && vcpu.vm.io_events.signal(ipa.raw(), len, value)
     {
+        events::mmio(vcpu, state, ipa, len, data, MmioBy::EventFd);
         skip(state);
         return Next::Guest;
     }
+    events::mmio(vcpu, state, ipa, len, data, MmioBy::Vmm);
     state.pending_mmio = Some(PendingMmio { access, write });
     Next::Vmm(VmmExit::Mmio(MmioExit {
         phys_addr: ipa.raw(),

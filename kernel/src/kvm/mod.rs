@@ -12,6 +12,7 @@
 
 mod device;
 mod dirty;
+mod events;
 mod exit;
 mod fault;
 mod firmware;

@@ -22,7 +22,7 @@ use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_PTRAUTH_ADDRESS, Power, VcpuFeatures};
 use umbra_linux::Errno;
 
 use super::vcpu::{State, Vcpu, request};
-use super::{device, exit, inject, loaded, mmio, nested, onereg, timer};
+use super::{device, events, exit, inject, loaded, mmio, nested, onereg, timer};
 use crate::file::Call;
 use crate::mm::SharedPages;
 use crate::{irq, sched};
@@ -167,8 +167,10 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
         call.thread.replace_mask(mask);
     }
     vcpu.leave_el0();
+    let thread = call.thread.tid as u64;
     match result {
         Next::Vmm(exit) => {
+            events::leave(vcpu, &state, thread, Ok(&exit));
             exit.write_to(page);
             match exit {
                 VmmExit::Intr => Err(Errno::EINTR),
@@ -177,7 +179,10 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
                 _ => Ok(0),
             }
         }
-        Next::Fail(errno) => Err(errno),
+        Next::Fail(errno) => {
+            events::leave(vcpu, &state, thread, Err(errno));
+            Err(errno)
+        }
         Next::Guest | Next::Interrupt | Next::Wait | Next::BusError(_) => {
             unreachable!("the loop ends for the VMM only")
         }
@@ -256,7 +261,9 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
             vcpu.running_on.store(0, Ordering::SeqCst);
             return Next::Interrupt;
         }
+        events::entry(vcpu, state);
         let exit = guest::run(&mut state.frame, state.hcr, &mut state.fp);
+        events::exit(vcpu, state, &exit);
         vcpu.running_on.store(0, Ordering::SeqCst);
         if state.hcr & guest::HCR_VSE != 0 && !guest::serror_waits() {
             state.hcr &= !guest::HCR_VSE;
@@ -341,7 +348,9 @@ fn wait(vcpu: &Arc<Vcpu>, call: &Call<'_>) {
         }
         let deadline = timer::deadline(vcpu, &vcpu.hw.lock());
         vcpu.leave_el0();
+        let since = umbra_hw::timer::ticks();
         sched::park(deadline);
+        events::woken(vcpu, since);
         vcpu.set_blocked(false);
     }
 }

@@ -19,11 +19,12 @@ use umbra_abort::{Poison, Sea, SeaOwner, Stage2Fault, World};
 use umbra_arm64::sysreg::Reg;
 use umbra_arm64::{Ec, Esr, Gva, Hpfar, Hva, Ipa, L2Ipa, Level, Pa};
 use umbra_kvm_abi::exit::{ArmSeaExit, Exit as VmmExit};
+use umbra_trace::{Owner, SeaPath};
 
-use super::inject;
 use super::nested::{self, Vector};
 use super::run::Next;
 use super::vcpu::{State, Vcpu};
+use super::{events, inject};
 
 /// An abort that left to the VMM: what KVM_SET_VCPU_EVENTS makes pending if the guest has not run since.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +54,23 @@ pub(super) fn met(vcpu: &Arc<Vcpu>, state: &mut State, sea: &Sea<Ipa>) -> Next {
         sea.owner
     );
     match sea.owner {
-        SeaOwner::Host => serror(state),
+        SeaOwner::Host => {
+            let nowhere = Place {
+                ipa: None,
+                below: None,
+            };
+            let esr = sea.shown(vcpu_has_ras(state));
+            events::sea(
+                vcpu,
+                state,
+                esr,
+                sea.gva,
+                &nowhere,
+                Owner::Host,
+                SeaPath::SError,
+            );
+            serror(state)
+        }
         SeaOwner::Guest => {
             // HPFAR_EL2 is UNKNOWN: the guest's own translation gives the page, or nothing does.
             let page = sea
@@ -84,6 +101,15 @@ pub(super) fn consumed<A: umbra_arm64::Address>(
 ) -> Next {
     if poison == Poison::Known {
         // As Linux: the VMM is told by a signal, whatever it opted in to.
+        events::sea(
+            vcpu,
+            state,
+            esr,
+            Some(fault.gva),
+            &place,
+            Owner::Guest,
+            SeaPath::Signal,
+        );
         return Next::BusError(hva);
     }
     let level = fault.s1ptw.then(|| {
@@ -110,6 +136,19 @@ pub(super) fn consumed_by_walk(
         (hva, hva.and_then(|hva| vcpu.vm.mm.bad_at(hva)))
     };
     if let (Some(hva), Some((_, Poison::Known))) = (hva, lies) {
+        let place = Place {
+            ipa: Some(at),
+            below: fault.address,
+        };
+        events::sea(
+            vcpu,
+            state,
+            esr,
+            Some(fault.gva),
+            &place,
+            Owner::Guest,
+            SeaPath::Signal,
+        );
         return Next::BusError(hva);
     }
     let sea = Sea::of_poison(esr, fault.gva, fault.address, Some(level));
@@ -125,7 +164,13 @@ fn vcpu_has_ras(state: &State) -> bool {
 }
 
 fn tell(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, gva: Option<Gva>, place: Place) -> Next {
-    if !vcpu.vm.options.lock().sea_to_user {
+    let path = if vcpu.vm.options.lock().sea_to_user {
+        SeaPath::Vmm
+    } else {
+        SeaPath::SError
+    };
+    events::sea(vcpu, state, esr, gva, &place, Owner::Guest, path);
+    if path == SeaPath::SError {
         return serror(state);
     }
     state.told = Some(Told {

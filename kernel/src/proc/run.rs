@@ -6,10 +6,12 @@ use umbra_arm64::Hva;
 use umbra_hw::fp::FpState;
 use umbra_hw::user::{self, UserExit, UserFrame};
 use umbra_linux::Errno;
+use umbra_trace::Event;
 
 use super::signal::Interrupted;
 use super::{UserThread, fault};
 use crate::file::Call;
+use crate::trace::{self, Who};
 use crate::{irq, mem, sched, sys};
 
 /// A system call's view of the thread that makes it.
@@ -38,7 +40,20 @@ pub(super) fn thread(thread: Arc<UserThread>, mut frame: UserFrame, mut fp: FpSt
         if sched::preempt_point() {
             continue;
         }
-        match user::run(&mut frame, &mut fp) {
+        let tid = thread.tid as u64;
+        trace::record(Who::PROCESS, || Event::UserEnter {
+            thread: tid,
+            pc: frame.pc,
+        });
+        let exit = user::run(&mut frame, &mut fp);
+        trace::record(Who::PROCESS, || Event::UserExit {
+            thread: tid,
+            esr: match exit {
+                UserExit::Irq => 0,
+                UserExit::Sync { esr, .. } | UserExit::SError { esr } => esr,
+            },
+        });
+        match exit {
             UserExit::Irq => irq::poll(),
             UserExit::Sync { esr, far } => {
                 left = enter(&thread, &mut frame, &mut fp, esr, far);

@@ -7,11 +7,12 @@ use umbra_hw::MAX_CPUS;
 use umbra_hw::sync::SpinLock;
 use umbra_hw::thread::Context;
 use umbra_sched::{RunQueue, SLICE_NS};
+use umbra_trace::{Event, IdleState};
 
 use super::thread::{self, State, Thread};
 use super::timer;
 use crate::irq;
-use crate::trace::{self, Event};
+use crate::trace::{self, Who};
 
 struct Cpu {
     queue: SpinLock<RunQueue<Arc<Thread>>>,
@@ -282,7 +283,10 @@ fn schedule(requeue: bool) {
     next.cpu.store(umbra_hw::cpu(), Ordering::Relaxed);
     next.load_address_space();
     *this.current.lock() = Some(next.clone());
-    trace::record(Event::Switch, next.id, current.id);
+    trace::record(Who::UMBRA, || Event::Switch {
+        previous: current.id,
+        next: next.id,
+    });
     umbra_hw::thread::switch(current, next);
 }
 
@@ -317,7 +321,13 @@ pub(crate) fn idle() -> ! {
         schedule(false);
         if this().queue.lock().is_empty() {
             irq::before_wait();
+            idles(IdleState::Enter);
             umbra_hw::psci::wait_for_interrupt();
+            idles(IdleState::Exit);
         }
     }
+}
+
+fn idles(state: IdleState) {
+    trace::record(Who::UMBRA, || Event::Idle { state });
 }

@@ -19,9 +19,10 @@ pub(crate) mod user;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use umbra_linux::Errno;
+use umbra_trace::Event;
 
 use crate::proc::Context;
-use crate::trace::{self, Event};
+use crate::trace::{self, Who};
 
 /// How a call ended.
 #[derive(Clone, Copy, Debug)]
@@ -61,8 +62,15 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
     let [x0, x1, x2, x3, x4, x5, ..] = context.frame.x;
     let a: Args = [x0, x1, x2, x3, x4, x5];
     let number = context.frame.x[8];
-    trace::record(Event::Call, number, x0);
     let call = &context.call;
+    let thread = call.thread.tid as u64;
+    trace::record(Who::PROCESS, || Event::SysEnter {
+        id: number as u32,
+        a0: x0,
+        a1: x1,
+        a2: x2,
+        thread,
+    });
     // include/uapi/asm-generic/unistd.h
     let result = match number {
         17 => path::getcwd(call, a),
@@ -187,6 +195,11 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         439 => path::faccessat(call, a),
         other => unknown(other),
     };
+    trace::record(Who::PROCESS, || Event::SysExit {
+        id: number as u32,
+        ret: result.unwrap_or_else(Errno::as_return_value),
+        thread,
+    });
     result.into()
 }
 

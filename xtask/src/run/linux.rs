@@ -12,6 +12,7 @@ use crate::image::Symbols;
 use crate::progress::{note, step};
 use crate::qemu::{End, Machine, Outcome};
 use crate::setup::{self, Flavour};
+use crate::trace::{About, Request};
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};
@@ -51,7 +52,13 @@ pub(crate) fn run(ws: &Workspace, args: &LinuxArgs) -> Result<ExitCode> {
         args.cpus,
         &args.memory,
     );
-    let append = BootArgs::new("/init", argv).render()?;
+    let mut log = Transcript::new(ws, "linux")?;
+    let trace = Request::of(&args.machine, &log);
+    let words = trace.as_ref().map(Request::words).into_iter().flatten();
+    let words: Vec<String> = words.collect();
+    let append = BootArgs::new("/init", argv)
+        .with_all(words.iter().map(String::as_str))
+        .render()?;
     let machine = Machine {
         cpus: args.cpus,
         kernel: kernel.image,
@@ -59,7 +66,6 @@ pub(crate) fn run(ws: &Workspace, args: &LinuxArgs) -> Result<ExitCode> {
         append,
     };
 
-    let mut log = Transcript::new(ws, "linux")?;
     log.used("umbra-init", &programs.init)?;
     log.used("umbra-vmm", &programs.vmm)?;
     log.used(&format!("guest kernel ({})", guest.label), &guest.kernel)?;
@@ -74,6 +80,9 @@ pub(crate) fn run(ws: &Workspace, args: &LinuxArgs) -> Result<ExitCode> {
         machine.run(&qemu, &mut log, args.machine.limit(), &symbols, to_terminal)?
     };
     note(&format!("transcript: {}", ws.show(log.path())));
+    if let Some(trace) = trace {
+        trace.finish(ws, &About::of("linux", &qemu.version, &outcome))?;
+    }
     Ok(judge(&guest, &outcome, args.machine.interactive))
 }
 

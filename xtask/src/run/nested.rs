@@ -10,6 +10,7 @@ use crate::nested::{self, Storeys};
 use crate::progress::{note, step};
 use crate::qemu::{End, Machine};
 use crate::setup::{self, Flavour};
+use crate::trace::{About, Request};
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
 use anyhow::Result;
@@ -37,13 +38,18 @@ pub(crate) fn run(ws: &Workspace, args: &NestedArgs) -> Result<ExitCode> {
         Item::from_file("/guest/Image", &debian.kernel)?,
         Item::from_file("/guest/initrd", &l1)?,
     ];
+    let mut log = Transcript::new(ws, "nested")?;
+    let trace = Request::of(&args.machine, &log);
+    let words = trace.as_ref().map(Request::words).into_iter().flatten();
+    let words: Vec<String> = words.collect();
     let machine = Machine {
         cpus: args.cpus,
         kernel: kernel.image,
         initrd: guest::save(ws, "nested.cpio", &guest::initrd(&items)?)?,
-        append: BootArgs::new("/init", storeys.commands(&nonce)).render()?,
+        append: BootArgs::new("/init", storeys.commands(&nonce))
+            .with_all(words.iter().map(String::as_str))
+            .render()?,
     };
-    let mut log = Transcript::new(ws, "nested")?;
     log.used("umbra-vmm", &programs.vmm)?;
     log.used(
         &format!("L1 and L2 kernel ({})", debian.label),
@@ -53,6 +59,9 @@ pub(crate) fn run(ws: &Workspace, args: &NestedArgs) -> Result<ExitCode> {
     let symbols = Symbols::read(&kernel.elf)?;
     let outcome = machine.run(&qemu, &mut log, args.machine.limit(), &symbols, to_terminal)?;
     note(&format!("transcript: {}", ws.show(log.path())));
+    if let Some(trace) = trace {
+        trace.finish(ws, &About::of("nested", &qemu.version, &outcome))?;
+    }
     match &outcome.end {
         End::TimedOut(state) => {
             eprintln!(

@@ -15,11 +15,12 @@ use crate::nested;
 use crate::qemu::{End, Machine, Outcome};
 use crate::run::vmm_command;
 use crate::setup::{self, Flavour, Qemu};
+use crate::trace::{self, About, Request};
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The memory of test guests.
@@ -101,7 +102,8 @@ impl Bench<'_> {
         let symbols = self.symbols()?;
         let seconds = outcome.seconds / cases.len() as f64;
         for (case, result) in cases.iter().zip(self.results(cases, &outcome)?) {
-            match result {
+            let traced = self.trace(case, &log, &outcome);
+            match result.and_then(|passed| traced.map(|()| passed)) {
                 Ok(passed) => {
                     tally.pass(&format!("{}{}", case.name, passed.checks()), seconds);
                     for (check, why) in &passed.skipped {
@@ -110,6 +112,7 @@ impl Bench<'_> {
                 }
                 Err(why) => {
                     let why = symbols.annotate(why.trim_end());
+                    let log = self.ws.show(&log);
                     tally.fail(&case.name, &format!("{why}\n    see {log}"));
                 }
             }
@@ -144,11 +147,29 @@ impl Bench<'_> {
         cases: &[Case],
         word: Option<&str>,
         limit: Duration,
-    ) -> Result<(Outcome, String)> {
+    ) -> Result<(Outcome, PathBuf)> {
         let mut log = Transcript::new(self.ws, &format!("test-{name}"))?;
-        let machine = self.machine(name, cases, word, &mut log)?;
+        let traced = cases.iter().any(|case| !case.events.is_empty());
+        let trace = traced.then(|| Request::for_transcript(&log, true));
+        let words = trace.map(|trace| trace.words());
+        let words: Vec<&str> = words
+            .iter()
+            .flatten()
+            .map(String::as_str)
+            .chain(word)
+            .collect();
+        let machine = self.machine(name, cases, &words, &mut log)?;
         let outcome = machine.run(self.qemu, &mut log, limit, &self.symbols()?, |_| {})?;
-        Ok((outcome, self.ws.show(log.path()).to_string()))
+        Ok((outcome, log.path().to_path_buf()))
+    }
+
+    /// Whether the trace of a case's boot decodes back, and has its events.
+    fn trace(&self, case: &Case, transcript: &Path, outcome: &Outcome) -> Result<(), String> {
+        if case.events.is_empty() {
+            return Ok(());
+        }
+        let about = About::of(&case.name, &self.qemu.version, outcome);
+        trace::verify(self.ws, transcript, &about, case.events).map_err(|why| format!("{why:#}"))
     }
 
     /// umbra's symbols, if it is umbra that boots.
@@ -200,7 +221,7 @@ impl Bench<'_> {
         &self,
         name: &str,
         cases: &[Case],
-        word: Option<&str>,
+        words: &[&str],
         log: &mut Transcript,
     ) -> Result<Machine> {
         let file = format!("test-{name}.cpio");
@@ -231,7 +252,7 @@ impl Bench<'_> {
                 let args = args.iter().map(|a| (*a).to_owned()).collect();
                 BootArgs::new(file.path(), args)
                     .with("umbra.quiet")
-                    .with_all(word)
+                    .with_all(words.iter().copied())
                     .render()?
             }
             _ => {
@@ -245,7 +266,9 @@ impl Bench<'_> {
                     }
                     argv.extend(self.command(case, &mut items, log)?);
                 }
-                BootArgs::new("/init", argv).with_all(word).render()?
+                BootArgs::new("/init", argv)
+                    .with_all(words.iter().copied())
+                    .render()?
             }
         };
         let initrd = guest::save(self.ws, &file, &guest::initrd(&items)?)?;
@@ -474,6 +497,7 @@ mod tests {
             expect: vec![],
             limit: 1,
             full_only: None,
+            events: &[],
         }
     }
 

@@ -101,6 +101,8 @@ pub(crate) struct Case {
     pub(crate) limit: u64,
     /// Why it runs only with `--full`, if so.
     pub(crate) full_only: Option<&'static str>,
+    /// The events that its trace must have; none: it is not traced.
+    pub(crate) events: &'static [&'static str],
 }
 
 impl Case {
@@ -113,6 +115,16 @@ impl Case {
             expect: expect.iter().map(|e| (*e).to_owned()).collect(),
             limit,
             full_only: None,
+            events: &[],
+        }
+    }
+
+    /// The same, traced, under another name.
+    fn traced(&self, name: &str, events: &'static [&'static str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            events,
+            ..self.clone()
         }
     }
 
@@ -169,7 +181,7 @@ impl Case {
         match &self.work {
             // A boot's banner is a boot's own.
             Work::Program(..) => !self.name.starts_with("boot/"),
-            Work::Payload(..) => true,
+            Work::Payload(..) => self.events.is_empty(),
             Work::First(..)
             | Work::Linux(_)
             | Work::Nested(..)
@@ -204,6 +216,11 @@ pub(crate) fn all(ws: &Workspace, nonce: &str) -> Result<Vec<Case>> {
     let (nested, plain) = suites.partition(Case::is_nested);
     cases.push(reference_suites("reference/suites-linux-kvm", plain));
     cases.push(reference_suites("reference/l1-linux-kvm", nested));
+    for (name, payload, events) in TRACED {
+        let plain = cases.iter().find(|c| c.name == payload);
+        let plain = plain.with_context(|| format!("{name} traces no case: {payload}"))?;
+        cases.push(plain.traced(name, events));
+    }
     Ok(cases)
 }
 
@@ -371,6 +388,41 @@ fn fixed(nonce: &str) -> Vec<Case> {
     }));
     cases
 }
+
+/// Cases that run once more with a trace: name, what runs, events that must be in it.
+const TRACED: [(&str, &str, &[&str]); 2] = [
+    (
+        "trace/guest",
+        "payload/basics",
+        &[
+            "kvm:kvm_entry",
+            "kvm:kvm_exit",
+            "kvm:kvm_guest_fault",
+            "kvm:kvm_mmio",
+            "kvm:kvm_hvc_arm64",
+            "kvm:kvm_sys_access",
+            "kvm:kvm_userspace_exit",
+            "umbra:resolved",
+            "umbra:map",
+            "raw_syscalls:sys_enter",
+            "context_tracking:user_enter",
+            "sched:sched_switch",
+            "power:cpu_idle",
+        ],
+    ),
+    (
+        "trace/nested",
+        "payload/l1_enter",
+        &[
+            "kvm:kvm_nested_eret",
+            "kvm:kvm_inject_nested_exception",
+            "umbra:walk",
+            "umbra:shadow",
+            "umbra:map",
+            "umbra:tlbi",
+        ],
+    ),
+];
 
 /// The groups of kvm-probe's questions, as its filter takes them.
 const PROBES: [&str; 15] = [

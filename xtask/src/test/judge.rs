@@ -125,6 +125,7 @@ mod tests {
 
     fn case(work: Work, status: i32, expect: &[&str]) -> Case {
         Case {
+            events: &[],
             name: "a/b".into(),
             cpus: 1,
             work,

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// Each package and all it may use of ours, by any kind of dependency.
-const ALLOWED: [(&str, &[&str]); 16] = [
+const ALLOWED: [(&str, &[&str]); 17] = [
     ("umbra-arm64", &[]),
     ("umbra-abort", &["umbra-arm64"]),
     ("umbra-frames", &["umbra-arm64"]),
@@ -15,6 +15,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
     ("umbra-nested", &["umbra-arm64", "umbra-stage2"]),
     ("umbra-sched", &["umbra-arm64"]),
     ("umbra-stage2", &["umbra-arm64"]),
+    ("umbra-trace", &["umbra-arm64"]),
     ("umbra-vgic", &["umbra-arm64"]),
     ("umbra-hw", &["umbra-arm64"]),
     (
@@ -29,6 +30,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
             "umbra-nested",
             "umbra-sched",
             "umbra-stage2",
+            "umbra-trace",
             "umbra-vgic",
         ],
     ),
@@ -36,7 +38,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
     ("umbra-oracle", &["umbra-arm64", "umbra-nested"]),
     ("umbra-init", &[]),
     ("umbra-vmm", &["umbra-kvm-abi"]),
-    ("xtask", &[]),
+    ("xtask", &["umbra-arm64", "umbra-trace"]),
 ];
 
 /// Each package of the workspace and the packages of ours that it names.

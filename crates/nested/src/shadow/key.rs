@@ -41,6 +41,16 @@ impl ContextKey {
         self.hcr & ON != 0
     }
 
+    /// VTTBR_EL2 without CnP; of a context without translation the VMID alone.
+    pub const fn vttbr(&self) -> u64 {
+        self.vttbr
+    }
+
+    /// VTCR_EL2; zero without translation.
+    pub const fn vtcr(&self) -> u64 {
+        self.vtcr
+    }
+
     /// The guest hypervisor's own VMID.
     pub const fn vmid(&self) -> u16 {
         (self.vttbr >> 48) as u16
@@ -63,6 +73,8 @@ mod tests {
             assert_eq!(hcr == base, 1 << bit & MEANING == 0, "HCR bit {bit}");
         }
         assert_eq!((base.vmid(), base.is_translated()), (7, true));
+        assert_eq!(base.vttbr(), 0x7_0000_8000_0000);
+        assert_eq!(base.vtcr(), 0x8005_3558);
     }
 
     #[test]

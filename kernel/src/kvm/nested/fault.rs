@@ -17,13 +17,14 @@ use umbra_linux::vma::Prot;
 use umbra_nested::shadow::{ContextId, Size};
 use umbra_nested::stage2::{self, Access, Mapping, Neighbour, Stage2Config, around};
 use umbra_nested::{Features, GuestMemory, MemoryError, Stop};
+use umbra_trace::How;
 
 use super::super::memory::{Memory, NotMapped};
 use super::super::run::Next;
 use super::super::slots::Slot;
 use super::super::vcpu::{State, Vcpu};
 use super::super::vm::Vm;
-use super::super::{exit, fault, inject, mmio, sea};
+use super::super::{events, exit, fault, inject, mmio, sea};
 use super::shadow::Fill;
 use super::switch::{self, Vector};
 use crate::mm::{Failed, MmFault, PageView, Present};
@@ -163,6 +164,7 @@ pub(in crate::kvm) fn shadow(
         },
     };
     let translation = walked.as_ref().map(|mapping| &mapping.translation);
+    events::walk(vcpu, at, translation);
     let slot = translation
         .ok()
         .and_then(|translation| vcpu.vm.memory.lock().slot_at(translation.output));
@@ -175,10 +177,13 @@ pub(in crate::kvm) fn shadow(
     let translation = translation.map_err(|fault| *fault);
     match resolve_shadow(&fault, wanted, translation, lies, capabilities) {
         ShadowAction::Reflect(walked) => {
+            events::reflected(vcpu, state, at);
             reflect_fault(vcpu, state, &reflect(esr, &fault, at, walked));
             Next::Guest
         }
         ShadowAction::Resolve(action) => {
+            let ipa = translation.ok().map(|translation| translation.output);
+            events::resolved(vcpu, state, Some(at), ipa, &action);
             let found = Found {
                 at,
                 slot,
@@ -218,7 +223,8 @@ fn resolve(
     match action {
         Action::Map { write, .. } => match (found.slot, &found.walked) {
             (Some(slot), Some((config, mapping))) => {
-                match map(vcpu, &slot, found, (config, mapping), write) {
+                let how = events::how(fault.kind, write, fault.exec(), fault.s1ptw);
+                match map(vcpu, &slot, found, (config, mapping), (write, how)) {
                     Ok(next) => next,
                     Err(bad) => {
                         let place = sea::Place {
@@ -271,7 +277,7 @@ fn map(
     slot: &Slot,
     found: &Found,
     (config, mapping): (&Stage2Config, &Mapping),
-    write: bool,
+    (write, how): (bool, How),
 ) -> Result<Next, fault::Bad> {
     let vm = &vcpu.vm;
     let (at, translation) = (found.at, &mapping.translation);
@@ -313,10 +319,12 @@ fn map(
             memory.mark_dirty(ipa);
         }
         synchronise(&leaf);
+        let context = found.context.0;
         memory.shadows.fill(found.context, &leaf, false)?;
+        events::shadow_mapped(vcpu, context, &leaf, how);
         if size == Size::Page {
             // Nobody waits for these: what fails is left out.
-            let absent = |leaf: &Fill, memory: &Memory| memory.shadows.lacks(found.context.0, leaf);
+            let absent = |leaf: &Fill, memory: &Memory| memory.shadows.lacks(context, leaf);
             for leaf in near.iter().filter_map(|near| ahead(near, slot, present)) {
                 if !absent(&leaf, &memory) {
                     continue;
@@ -325,6 +333,7 @@ fn map(
                 if memory.shadows.fill(found.context, &leaf, true).is_err() {
                     break;
                 }
+                events::shadow_mapped(vcpu, context, &leaf, How::Around);
             }
         }
         umbra_hw::tlb::publish();

@@ -25,7 +25,7 @@ use umbra_linux::Errno;
 pub(super) use fault::shadow as shadow_fault;
 pub(super) use interrupts::{load as load_interface, maintenance_line, save as save_interface};
 pub(super) use route::is_theirs;
-pub(super) use shadow::Shadows;
+pub(super) use shadow::{Fill, Shadows};
 pub(super) use switch::{Vector, leave, routes_interrupts, traps_fp};
 pub(super) use sysreg::access as sysreg;
 

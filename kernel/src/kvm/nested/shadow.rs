@@ -19,7 +19,9 @@ use umbra_nested::shadow::{ContextId, ContextKey, Insert, Place, Places, Pool, S
 use umbra_stage2::{
     Attrs, Config, Geometry, Leaf, MapError, Mapped, S2, Shadow, TlbRequest, TlbWork,
 };
+use umbra_trace::Shadowed;
 
+use super::super::events;
 use super::super::memory::{Machine, NotMapped, give_vmid, invalidate_under, take_vmid};
 use crate::mem::TablePages;
 
@@ -99,6 +101,7 @@ pub(in crate::kvm) struct Progress {
 
 /// The shadows of one VM.
 pub(in crate::kvm) struct Shadows {
+    vm: u16,
     pool: Pool<Context>,
     places: Places,
     /// Pages of all tables.
@@ -108,8 +111,10 @@ pub(in crate::kvm) struct Shadows {
 }
 
 impl Shadows {
-    pub(in crate::kvm) const fn new() -> Self {
+    /// Of VM number `vm`, as events call it.
+    pub(in crate::kvm) const fn new(vm: u16) -> Self {
         Self {
+            vm,
             pool: Pool::new(),
             places: Places::new(),
             tables: 0,
@@ -171,6 +176,7 @@ impl Shadows {
             Ok(id) => {
                 self.tables += pages;
                 self.counts.made += 1;
+                events::shadow(self.vm, id, Shadowed::Created, Some(&key), vttbr);
                 Some(Acquired::Context(id, vttbr))
             }
             Err(context) => {
@@ -204,6 +210,7 @@ impl Shadows {
         if let Some(context) = self.pool.remove(id) {
             self.tables -= context.table.table_pages();
             self.counts.given_up += 1;
+            events::shadow(self.vm, id, Shadowed::OverBudget, None, context.vttbr);
             context.destroy();
         }
         true
@@ -492,6 +499,7 @@ impl Shadows {
         let mut from = 0;
         while let Some(id) = self.pool.next_of_vmid(None, from) {
             if let Some(context) = self.pool.remove(id) {
+                events::shadow(self.vm, id, Shadowed::VmGone, None, context.vttbr);
                 context.destroy();
             }
             from = id.index() + 1;

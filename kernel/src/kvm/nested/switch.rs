@@ -13,7 +13,7 @@ use umbra_hw::guest::HwPstate;
 use umbra_nested::shadow::{ContextId, ContextKey};
 
 use super::super::vcpu::{Hw, State, Vcpu, request};
-use super::super::{loaded, run};
+use super::super::{events, loaded, run};
 use super::shadow::Acquired;
 use super::shown_pstate;
 
@@ -43,6 +43,7 @@ pub(super) fn enter(vcpu: &Arc<Vcpu>, state: &mut State, pstate: HwPstate, pc: u
     let Some((shadow, vttbr)) = space(vcpu, key) else {
         return false;
     };
+    events::nested_entry(vcpu, pc, shadow);
     change(vcpu, state, World::Nested, shadow, vttbr);
     state.frame.pc = pc;
     state.frame.set_pstate(pstate);
@@ -76,6 +77,7 @@ pub(in crate::kvm) fn leave(
 ) {
     let from = shown_pstate(state);
     let pc = state.frame.pc;
+    events::nested_exception(vcpu, pc, vector, esr);
     let left = vcpu.hw.lock().shadow;
     change(vcpu, state, World::VirtualEl2, None, vcpu.vm.vttbr);
     if let Some(left) = left {

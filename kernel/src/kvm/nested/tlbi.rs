@@ -13,6 +13,7 @@ use umbra_arm64::tlbi::{self, TlbiRange};
 use umbra_arm64::{Granule, L2Ipa};
 use umbra_hw::tlb;
 
+use super::super::events;
 use super::super::vcpu::Vcpu;
 use super::shadow::Progress;
 
@@ -66,6 +67,7 @@ pub(super) fn perform(vcpu: &Vcpu, enc: SysReg, operand: u64) {
         )
     };
     let vmid = (vttbr >> 48) as u16;
+    events::tlbi(vcpu, enc, operand, vmid);
     let scope = scope(enc);
     match scope {
         Scope::Ipa => {

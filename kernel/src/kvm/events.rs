@@ -1,0 +1,334 @@
+//! What a vCPU does, as events (`crate::trace`). Nothing is computed here unless events are recorded.
+
+use umbra_abort::{Action, Stage2Kind, World};
+use umbra_arm64::esr::WfxKind;
+use umbra_arm64::sysreg::{Reg, SysReg};
+use umbra_arm64::{Esr, GuestFault, Gva, Hpfar, Ipa, L2Ipa, Translation};
+use umbra_hw::guest::Exit;
+use umbra_kvm_abi::exit::Exit as VmmExit;
+use umbra_linux::Errno;
+use umbra_nested::shadow::{ContextId, ContextKey};
+use umbra_trace::{
+    Bytes, Event, ExitKind, How, Injected, MmioBy, MmioKind, NestedException, Owner, Resolution,
+    Rights, SeaPath, Shadowed, Storey, UnmapReason,
+};
+
+use super::memory::Memory;
+use super::nested::{Fill, Vector};
+use super::sea::Place;
+use super::vcpu::{State, Vcpu};
+use crate::trace::{self, Who};
+
+fn storey(world: World) -> Storey {
+    match world {
+        World::Plain => Storey::Guest,
+        World::VirtualEl2 => Storey::VirtualEl2,
+        World::Nested => Storey::Nested,
+    }
+}
+
+/// The number of the VM whose own tables this VTTBR_EL2 names.
+pub(super) fn vm_number(vttbr: u64) -> u16 {
+    (vttbr >> 48) as u16
+}
+
+/// Records an event about what a vCPU runs.
+#[inline(always)]
+pub(super) fn record(vcpu: &Vcpu, world: World, event: impl FnOnce() -> Event) {
+    if trace::is_on() {
+        let who = Who::guest(storey(world), vcpu.id as u16, vm_number(vcpu.vm.vttbr));
+        trace::record(who, event);
+    }
+}
+
+/// Right before the guest runs.
+#[inline(always)]
+pub(super) fn entry(vcpu: &Vcpu, state: &State) {
+    record(vcpu, state.world, || Event::Entry { pc: state.frame.pc });
+}
+
+/// Right after it ran.
+#[inline(always)]
+pub(super) fn exit(vcpu: &Vcpu, state: &State, exit: &Exit) {
+    record(vcpu, state.world, || {
+        let (kind, esr) = match *exit {
+            Exit::Irq => (ExitKind::Irq, 0),
+            Exit::SError { esr } => (ExitKind::SError, esr),
+            Exit::Sync { esr, .. } => (ExitKind::Trap, esr),
+        };
+        Event::Exit {
+            kind,
+            ec: esr >> 26 & 0x3f,
+            pc: state.frame.pc,
+            esr,
+        }
+    });
+}
+
+/// An abort, before anything is decided.
+pub(super) fn abort(vcpu: &Vcpu, state: &State, esr: u64, far: u64, hpfar: u64) {
+    record(vcpu, state.world, || Event::GuestFault {
+        pc: state.frame.pc,
+        esr,
+        gva: Gva::new(far),
+        ipa: Hpfar::new(hpfar).page::<Ipa>().raw() | far & 0xfff,
+    });
+}
+
+/// What is done about a stage-2 fault.
+pub(super) fn resolved(
+    vcpu: &Vcpu,
+    state: &State,
+    l2: Option<L2Ipa>,
+    ipa: Option<Ipa>,
+    action: &Action,
+) {
+    record(vcpu, state.world, || Event::Resolved {
+        l2,
+        ipa,
+        resolution: match action {
+            Action::Map { .. } => Resolution::Mapped,
+            Action::MakeYoung => Resolution::Young,
+            Action::InjectSea { .. } => Resolution::ExternalAbort,
+            Action::InjectAddressSize { .. } => Resolution::AddressSize,
+            Action::Mmio { .. } => Resolution::Mmio,
+            Action::NisvExit { .. } => Resolution::Nisv,
+            Action::SkipCacheOp => Resolution::CacheOpSkipped,
+            Action::ConsumePoison { .. } => Resolution::Poison,
+            Action::MemoryFault { .. } => Resolution::MemoryFault,
+            Action::OwnTablesBroken => Resolution::OwnTables,
+        },
+    });
+}
+
+/// How an entry comes to be that a fault of this kind asks for.
+pub(super) fn how(kind: Stage2Kind, write: bool, exec: bool, walk: bool) -> How {
+    match (kind, walk, exec, write) {
+        (Stage2Kind::Permission, ..) => How::Permission,
+        (_, true, ..) => How::Walk,
+        (_, _, true, _) => How::Fetch,
+        (_, _, _, true) => How::Store,
+        (_, _, _, false) => How::Load,
+    }
+}
+
+/// The VM's own table now maps `ipa`.
+pub(super) fn mapped(vcpu: &Vcpu, memory: &mut Memory, ipa: Ipa, how: How) {
+    if !trace::is_on() {
+        return;
+    }
+    if let Some((ipa, pa, bytes)) = memory.leaf_at(ipa) {
+        record(vcpu, World::Plain, || Event::Map {
+            l2: None,
+            ipa,
+            pa,
+            bytes: Bytes(bytes),
+            how,
+            context: 0,
+        });
+    }
+}
+
+/// A shadow now has the leaf.
+pub(super) fn shadow_mapped(vcpu: &Vcpu, context: ContextId, leaf: &Fill, how: How) {
+    record(vcpu, World::Nested, || Event::Map {
+        l2: Some(leaf.at),
+        ipa: leaf.ipa,
+        pa: leaf.pa,
+        bytes: Bytes(leaf.size.bytes()),
+        how,
+        context: context.number(),
+    });
+}
+
+/// KVM_RUN returns.
+pub(super) fn leave(vcpu: &Vcpu, state: &State, thread: u64, exit: Result<&VmmExit, Errno>) {
+    record(vcpu, state.world, || Event::UserspaceExit {
+        reason: exit.map_or(0, VmmExit::reason),
+        errno: exit.err().map_or(0, |errno| errno.code().into()),
+        thread,
+    });
+}
+
+/// WFI or WFE.
+pub(super) fn wfx(vcpu: &Vcpu, state: &State, kind: WfxKind) {
+    record(vcpu, state.world, || Event::Wfx {
+        pc: state.frame.pc,
+        is_wfe: matches!(kind, WfxKind::Wfe | WfxKind::Wfet),
+    });
+}
+
+/// The vCPU waited since `since`, in ticks.
+pub(super) fn woken(vcpu: &Vcpu, since: u64) {
+    record(vcpu, World::Plain, || Event::Wakeup {
+        ticks: umbra_hw::timer::ticks().saturating_sub(since),
+    });
+}
+
+/// A hypervisor or firmware call, its function in x0.
+pub(super) fn call(vcpu: &Vcpu, state: &State, immediate: u16) {
+    record(vcpu, state.world, || Event::Hvc {
+        pc: state.frame.pc,
+        function: state.frame.x[0],
+        immediate: immediate.into(),
+    });
+}
+
+/// A trapped register or system instruction.
+pub(super) fn sysreg(vcpu: &Vcpu, state: &State, register: SysReg, read: bool, value: u64) {
+    record(vcpu, state.world, || Event::SysAccess {
+        pc: state.frame.pc,
+        is_write: !read,
+        register: register.id().into(),
+        value,
+    });
+}
+
+/// A device access; `None` for what the VMM has to answer.
+pub(super) fn mmio(vcpu: &Vcpu, state: &State, gpa: Ipa, len: u32, data: Option<u64>, by: MmioBy) {
+    record(vcpu, state.world, || Event::Mmio {
+        kind: match (data, by) {
+            (Some(_), _) => MmioKind::Write,
+            (None, MmioBy::Vmm) => MmioKind::ReadUnsatisfied,
+            (None, _) => MmioKind::Read,
+        },
+        len,
+        gpa,
+        value: data.unwrap_or(0),
+        by,
+    });
+}
+
+/// An exception that umbra makes for a guest.
+pub(super) fn inject(vcpu: &Vcpu, state: &State, kind: Injected, esr: u64, far: Option<u64>) {
+    record(vcpu, state.world, || Event::Inject {
+        kind,
+        esr,
+        far: far.unwrap_or(0),
+    });
+}
+
+/// A memory error, and which way it goes.
+pub(super) fn sea(
+    vcpu: &Vcpu,
+    state: &State,
+    esr: Esr,
+    gva: Option<Gva>,
+    place: &Place,
+    owner: Owner,
+    path: SeaPath,
+) {
+    record(vcpu, state.world, || Event::Sea {
+        esr: esr.raw(),
+        gva,
+        ipa: place.ipa,
+        l2: place.below,
+        owner,
+        path,
+    });
+}
+
+/// The VM's own table no longer maps `bytes` at `base`, nor does any shadow.
+pub(super) fn unmapped(vttbr: u64, base: Ipa, bytes: u64, reason: UnmapReason) {
+    let who = Who::guest(Storey::Guest, 0, vm_number(vttbr));
+    trace::record(who, || Event::Unmap {
+        context: 0,
+        start: base.raw(),
+        bytes: Bytes(bytes),
+        reason,
+    });
+}
+
+/// A shadow of VM number `vm` begins or ends; its key is what the guest hypervisor says of it.
+pub(super) fn shadow(
+    vm: u16,
+    context: ContextId,
+    what: Shadowed,
+    key: Option<&ContextKey>,
+    hw_vttbr: u64,
+) {
+    let who = Who::guest(Storey::Nested, 0, vm);
+    trace::record(who, || Event::Shadow {
+        context: context.number(),
+        what,
+        vttbr: key.map_or(0, ContextKey::vttbr),
+        vtcr: key.map_or(0, ContextKey::vtcr),
+        hw_vttbr,
+    });
+}
+
+/// The guest hypervisor's stage 2 was walked for `l2`.
+pub(super) fn walk(vcpu: &Vcpu, l2: L2Ipa, walked: Result<&Translation<Ipa>, &GuestFault>) {
+    record(vcpu, World::Nested, || match walked {
+        Ok(found) => Event::Walk {
+            l2,
+            output: Some(found.output),
+            level: i64::from(found.level.number()) as u64,
+            bytes: Bytes(found.bytes),
+            rights: found.rights.into(),
+            status: 0,
+        },
+        Err(fault) => Event::Walk {
+            l2,
+            output: None,
+            level: fault
+                .status()
+                .level()
+                .map_or(0, |level| i64::from(level.number()) as u64),
+            bytes: Bytes(0),
+            rights: Rights(0),
+            status: fault.status().encode().unwrap_or(0).into(),
+        },
+    });
+}
+
+/// What the walk found is the guest hypervisor's to handle.
+pub(super) fn reflected(vcpu: &Vcpu, state: &State, l2: L2Ipa) {
+    record(vcpu, state.world, || Event::Resolved {
+        l2: Some(l2),
+        ipa: None,
+        resolution: Resolution::Reflected,
+    });
+}
+
+/// Virtual EL2 returns to what it runs, on shadow `context`.
+pub(super) fn nested_entry(vcpu: &Vcpu, pc: u64, context: Option<ContextId>) {
+    record(vcpu, World::VirtualEl2, || {
+        let hw = vcpu.hw.lock();
+        Event::NestedEret {
+            elr: pc,
+            spsr: hw.regs.get(Reg::SpsrEl2),
+            hcr: hw.regs.get(Reg::HcrEl2),
+            context: context.map_or(0, ContextId::number),
+        }
+    });
+}
+
+/// Virtual EL2 takes an exception from what it runs, which was at `pc`.
+pub(super) fn nested_exception(vcpu: &Vcpu, pc: u64, vector: Vector, esr: Option<u64>) {
+    record(vcpu, World::Nested, || Event::NestedException {
+        esr: esr.unwrap_or(0),
+        kind: match vector {
+            Vector::Sync => NestedException::Sync,
+            Vector::Irq => NestedException::Irq,
+        },
+        pc,
+    });
+}
+
+/// The guest hypervisor's TLB maintenance.
+pub(super) fn tlbi(vcpu: &Vcpu, op: SysReg, operand: u64, vmid: u16) {
+    record(vcpu, World::VirtualEl2, || Event::Tlbi {
+        op: op.id().into(),
+        operand,
+        vmid: vmid.into(),
+    });
+}
+
+/// A vCPU's registers were loaded, or put away. (Its storey is its thread's to know.)
+pub(super) fn load(vcpu: &Vcpu, vttbr: u64, loaded: bool) {
+    record(vcpu, World::Plain, || match loaded {
+        true => Event::Load { vttbr },
+        false => Event::Put { vttbr },
+    });
+}

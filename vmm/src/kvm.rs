@@ -4,7 +4,9 @@
 //! until the process ends, and so does each vCPU's `kvm_run` page. Both are leaked on purpose:
 //! one process runs one VM, and a vCPU may run until the very end.
 
-use std::cell::{Cell, RefCell};
+mod memory_error;
+
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
@@ -27,6 +29,10 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::error::{Context, Error, Result};
 use crate::layout::{self, Memory};
+
+pub use memory_error::{
+    BusError, Sea, catch_bus_errors, expecting, poke, replace_pages, retire_pages,
+};
 
 /// `KVM_CAP_ARM_EL2`, younger than the bindings.
 const KVM_CAP_ARM_EL2: u64 = 240;
@@ -664,84 +670,4 @@ pub fn this_thread() -> ThreadId {
 pub fn interrupt(thread: ThreadId) {
     // SAFETY: the process has a handler for the signal (`catch_kicks`), and it does nothing.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.0, SIGRTMIN()) };
-}
-
-// ── Memory errors ───────────────────────────────────────────────────────────────────────────────
-
-/// SIGBUS for a memory error (sigaction(2)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BusError {
-    /// si_addr.
-    pub addr: u64,
-    /// si_code: `BUS_MCEERR_AR`, `BUS_MCEERR_AO`.
-    pub code: i32,
-    /// si_addr_lsb: log2 of the bytes that are lost.
-    pub lsb: i16,
-}
-
-thread_local! {
-    /// Whether this thread is where a bus error is none of its own accesses: in a system call.
-    static EXPECTING: Cell<bool> = const { Cell::new(false) };
-    static SEEN: Cell<Option<BusError>> = const { Cell::new(None) };
-}
-
-/// From now on a bus error that comes during [`expecting`] is kept for it; any other still ends the
-/// process.
-pub fn catch_bus_errors() -> Result<()> {
-    extern "C" fn on_bus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-        let error = match NonNull::new(info) {
-            // SAFETY: the kernel passes the handler a valid siginfo_t (SA_SIGINFO). si_addr_lsb
-            // follows si_addr, which follows the three integers at the start and their padding.
-            Some(info) => unsafe {
-                let bytes = info.as_ptr().cast::<u8>();
-                BusError {
-                    addr: bytes.add(16).cast::<u64>().read_unaligned(),
-                    code: (*info.as_ptr()).si_code,
-                    lsb: bytes.add(24).cast::<i16>().read_unaligned(),
-                }
-            },
-            None => return,
-        };
-        if EXPECTING.get() || error.code == libc::BUS_MCEERR_AO {
-            SEEN.set(Some(error));
-            return;
-        }
-        // The access would only be made again: let it end the process this time.
-        // SAFETY: signal(2) is async-signal-safe, and SIG_DFL is no function of ours.
-        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
-    }
-    // SAFETY: an all-zero sigaction is one: no flags, an empty mask.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = on_bus as *const () as usize;
-    action.sa_flags = libc::SA_SIGINFO;
-    // SAFETY: the handler touches its own thread's cells alone, which need no initialisation.
-    let result = unsafe { libc::sigaction(libc::SIGBUS, &action, ptr::null_mut()) };
-    match result {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()).context("SIGBUS handler"),
-    }
-}
-
-/// Runs a system call that may end in a bus error of somebody else's access (a guest's), and answers
-/// that too.
-pub fn expecting<R>(call: impl FnOnce() -> R) -> (R, Option<BusError>) {
-    SEEN.set(None);
-    EXPECTING.set(true);
-    let result = call();
-    EXPECTING.set(false);
-    (result, SEEN.take())
-}
-
-/// `MADV_HWPOISON`: from now on the pages are known to be bad. The kernel tells the caller as if it had
-/// met the error, so the call belongs into [`expecting`].
-fn poison_pages(start: *mut libc::c_void, bytes: usize) -> std::result::Result<(), i32> {
-    // SAFETY: the content is lost, which callers say they want; nothing else changes.
-    answer(unsafe { libc::madvise(start, bytes, libc::MADV_HWPOISON) }).map(drop)
-}
-
-impl Region {
-    /// Makes pages known to be bad (MADV_HWPOISON).
-    pub fn poison(&self, offset: usize, bytes: usize) -> std::result::Result<(), i32> {
-        poison_pages(self.range(offset, bytes), bytes)
-    }
 }

@@ -4,6 +4,7 @@
 //! 0x0800_0000  GICv3 distributor, 64 KiB
 //! 0x080a_0000  GICv3 redistributors, 128 KiB per vCPU
 //! 0x0900_0000  16550 UART, SPI 1
+//! 0x0910_0000  error injection, 64 KiB, only with --error-injection
 //! 0x0a00_0000  virtio-mmio slots of 4 KiB each, SPI 16 + slot
 //! 0x8000_0000  RAM: kernel (2 MiB aligned + text_offset) · initrd · … · device tree (last 2 MiB)
 //! ```
@@ -43,6 +44,12 @@ pub const SERIAL: u64 = 0x0900_0000;
 pub const SERIAL_SIZE: u64 = 0x1000;
 /// SPI of the UART.
 pub const SERIAL_SPI: u32 = 1;
+
+/// Base of the register for error injection: the same on every storey. It has a page of any size to
+/// itself.
+pub const INJECTION: u64 = 0x0910_0000;
+/// Size of its window.
+pub const INJECTION_SIZE: u64 = 0x1_0000;
 
 /// Base of the first virtio-mmio slot.
 pub const VIRTIO: u64 = 0x0a00_0000;

@@ -22,6 +22,7 @@ pub mod escape;
 pub mod event_loop;
 pub mod fdt;
 pub mod image;
+pub mod json;
 pub mod layout;
 pub mod logger;
 pub mod options;
@@ -30,9 +31,13 @@ pub mod stop;
 pub mod virtio;
 
 #[cfg(target_arch = "aarch64")]
+pub mod injection;
+#[cfg(target_arch = "aarch64")]
 #[allow(unsafe_code)] // the island of this program, see its head
 pub mod kvm;
 #[cfg(target_arch = "aarch64")]
 pub mod machine;
+#[cfg(target_arch = "aarch64")]
+pub mod memory_error;
 #[cfg(target_arch = "aarch64")]
 pub mod vcpu;

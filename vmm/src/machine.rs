@@ -17,8 +17,10 @@ use crate::error::{Context, Error, Result};
 use crate::event_loop::{self, ConsoleEnd, Ended, Notify};
 use crate::fdt;
 use crate::image::{HEADER_SIZE, Header};
+use crate::injection::Injection;
 use crate::kvm::{self, Vm};
 use crate::layout::{self, Memory, Placement};
+use crate::memory_error::Policy;
 use crate::options::{Console, Options};
 use crate::serial::SerialPort;
 use crate::stop::Stop;
@@ -114,6 +116,14 @@ pub fn run(options: &Options) -> Result<Stop> {
     log::info!("{placement:x?}, device tree of {} bytes", dtb.len());
 
     let vm = Vm::new(&memory, options.nested)?;
+    if !vm.hear_of_memory_errors()? {
+        log::info!("this host does not tell of memory errors (KVM_CAP_ARM_SEA_TO_USER)");
+    }
+    kvm::catch_bus_errors()?;
+    let policy = Policy {
+        action: options.on_memory_error,
+        memory: memory.clone(),
+    };
     let vcpus = vm.create_vcpus(options.cpus, placement.kernel, placement.dtb)?;
     let devices = Devices::new(options, disks, &vm, &memory)?;
 
@@ -121,7 +131,7 @@ pub fn run(options: &Options) -> Result<Stop> {
     let stop_event = event()?;
     let switch = StopSwitch::new(stop_event.clone());
     let bus = Arc::new(devices.bus);
-    let threads = vcpu::start_all(vcpus, &bus, &switch)?;
+    let threads = vcpu::start_all(vcpus, &bus, &switch, &policy)?;
     let ended = event_loop::run(&stop_event, devices.console.as_ref(), &devices.notifies);
     switch.stop(match &ended {
         Ok(Ended::Left) => Stop::User,
@@ -161,6 +171,12 @@ impl Devices {
             Console::Serial => devices.add_serial(vm, whole)?,
             Console::Virtio => devices.add_virtio_console(vm, memory, slot()?, whole)?,
             Console::Off => {}
+        }
+        if options.error_injection {
+            let device = Arc::new(Mutex::new(Injection::new(memory.clone())));
+            devices
+                .bus
+                .attach(layout::INJECTION, layout::INJECTION_SIZE, device)?;
         }
         for disk in disks {
             devices.add_virtio(vm, memory, slot()?, disk)?;

@@ -32,6 +32,14 @@ usage: umbra-vmm --kernel IMAGE [options]
   -d, --disk [path=]F[,ro]
                        virtio-blk disk backed by a raw file; may be repeated
       --nested         give the guest EL2: it may run guests of its own
+      --on-memory-error ACTION
+                       when the guest meets a memory error: inject (an abort; the page
+                       is retired), replace (an abort; then a page of zeros), stop, or
+                       report (an SError); each event is a line of JSON on stderr
+                       [inject]
+      --error-injection
+                       for tests: a 64-bit store of a guest physical address to
+                       0x9100000 makes that page bad
       --dump-dtb F     also write the device tree to F
       --log-level L    off, error, warn, info, debug or trace [warn]
   -h, --help           this text
@@ -78,10 +86,41 @@ pub struct Options {
     pub disks: Vec<Disk>,
     /// Whether the guest gets EL2.
     pub nested: bool,
+    /// What to do when the guest meets a memory error.
+    pub on_memory_error: OnMemoryError,
+    /// Whether the guest may ask for memory errors.
+    pub error_injection: bool,
     /// Where to write the device tree.
     pub dump_dtb: Option<PathBuf>,
     /// What to log.
     pub log_level: LevelFilter,
+}
+
+/// What to do when the guest meets a memory error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnMemoryError {
+    /// An abort in the guest; the page is retired, and accesses to it go on failing.
+    Inject,
+    /// An abort in the guest; then a page of zeros takes its place.
+    Replace,
+    /// The VM ends.
+    Stop,
+    /// Only told: an SError in the guest, as without this VMM's help.
+    Report,
+}
+
+impl OnMemoryError {
+    const ALL: [Self; 4] = [Self::Inject, Self::Replace, Self::Stop, Self::Report];
+
+    /// As the command line has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Inject => "inject",
+            Self::Replace => "replace",
+            Self::Stop => "stop",
+            Self::Report => "report",
+        }
+    }
 }
 
 /// What carries the console between the guest and stdin/stdout.
@@ -117,6 +156,7 @@ where
     let (mut console, mut whole_lines) = (Console::Serial, false);
     let mut disks = Vec::new();
     let mut nested = false;
+    let (mut on_memory_error, mut error_injection) = (OnMemoryError::Inject, false);
     let mut log_level = LevelFilter::Warn;
 
     while let Some(arg) = parser.next().map_err(usage)? {
@@ -135,6 +175,8 @@ where
             }
             Short('d') | Long("disk") => disks.push(parse_disk(&text(&mut parser)?)?),
             Long("nested") => nested = true,
+            Long("on-memory-error") => on_memory_error = parse_action(&text(&mut parser)?)?,
+            Long("error-injection") => error_injection = true,
             Long("dump-dtb") => dump_dtb = Some(path(&mut parser)?),
             Long("log-level") => log_level = parse_log_level(&text(&mut parser)?)?,
             other => return Err(usage(other.unexpected())),
@@ -167,6 +209,8 @@ where
         whole_lines,
         disks,
         nested,
+        on_memory_error,
+        error_injection,
         dump_dtb,
         log_level,
     }))
@@ -258,6 +302,16 @@ fn parse_console(value: &str) -> Result<(Console, bool)> {
     Ok((console, whole_lines))
 }
 
+fn parse_action(value: &str) -> Result<OnMemoryError> {
+    let known = OnMemoryError::ALL.into_iter();
+    let found = known.clone().find(|action| action.name() == value);
+    found.ok_or_else(|| {
+        Error::Usage(format!(
+            "--on-memory-error {value}: expected inject, replace, stop or report"
+        ))
+    })
+}
+
 fn parse_disk(value: &str) -> Result<Disk> {
     let bad = |why: &str| Error::Usage(format!("--disk {value}: {why}"));
     let mut parts = value.split(',');
@@ -313,6 +367,10 @@ mod tests {
         assert_eq!((o.cpus, o.memory, o.hugepages), (1, 512 << 20, true));
         assert_eq!((o.console, o.whole_lines), (Console::Serial, false));
         assert_eq!(o.cmdline, "console=ttyS0 panic=-1");
+        assert_eq!(
+            (o.on_memory_error, o.error_injection),
+            (OnMemoryError::Inject, false)
+        );
         assert!(o.initrd.is_none() && o.disks.is_empty() && !o.nested);
     }
 
@@ -329,6 +387,8 @@ mod tests {
             "--dump-dtb=T",
             "--log-level=debug",
             "--nested",
+            "--on-memory-error=replace",
+            "--error-injection",
         ]);
         let short = run(&[
             "-kK",
@@ -348,6 +408,9 @@ mod tests {
             "--log-level",
             "debug",
             "--nested",
+            "--on-memory-error",
+            "replace",
+            "--error-injection",
         ]);
         assert_eq!(long, short);
         assert_eq!(
@@ -410,6 +473,7 @@ mod tests {
             (vec!["-k", "K", "-d", "path="], "--disk"),
             (vec!["-k", "K", "-d", "D,wo"], "wo"),
             (vec!["-k", "K", "--log-level", "loud"], "--log-level"),
+            (vec!["-k", "K", "--on-memory-error", "panic"], "replace"),
             (vec!["-k", "K", "--frobnicate"], "frobnicate"),
             (vec!["-k", "K", "extra"], "extra"),
             (vec!["-k"], "-k"),

@@ -15,7 +15,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::{Bus, lock};
 use crate::console::signal;
 use crate::error::{Context, Result};
-use crate::kvm::{Kicker, Vcpu};
+use crate::kvm::{Kicker, Vcpu, expecting};
+use crate::memory_error::Policy;
 use crate::stop::Stop;
 
 /// `KVM_EXIT_ARM_SEA`, younger than the bindings.
@@ -64,14 +65,19 @@ pub struct VcpuThread {
 
 impl VcpuThread {
     /// Starts a vCPU on a thread of its own.
-    pub fn start(mut vcpu: Vcpu, bus: Arc<Bus>, switch: StopSwitch) -> Result<Self> {
+    pub fn start(
+        mut vcpu: Vcpu,
+        bus: Arc<Bus>,
+        switch: StopSwitch,
+        policy: Policy,
+    ) -> Result<Self> {
         let kicker = vcpu.kicker();
         let name = format!("vcpu{}", vcpu.id);
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
                 let _guard = PanicGuard(&switch);
-                let reason = run(&mut vcpu, &bus, &switch);
+                let reason = run(&mut vcpu, &bus, &switch, &policy);
                 if let Some(reason) = reason {
                     switch.stop(reason);
                 }
@@ -104,39 +110,44 @@ impl Drop for PanicGuard<'_> {
 }
 
 /// Runs until the VM stops; `None` when somebody else stopped it.
-fn run(vcpu: &mut Vcpu, bus: &Bus, switch: &StopSwitch) -> Option<Stop> {
+fn run(vcpu: &mut Vcpu, bus: &Bus, switch: &StopSwitch, policy: &Policy) -> Option<Stop> {
     while !switch.is_set() {
-        let problem = match vcpu.run() {
+        let (ended, bus_error) = expecting(|| vcpu.run());
+        let served = match ended {
             Ok(VcpuExit::MmioRead(addr, data)) => {
                 bus.read(addr, data);
-                continue;
+                Served::Done
             }
             Ok(VcpuExit::MmioWrite(addr, data)) => {
                 bus.write(addr, data);
-                continue;
+                Served::Done
             }
-            Ok(VcpuExit::Intr) => continue,
+            Ok(VcpuExit::Intr) => Served::Done,
+            Ok(VcpuExit::Unsupported(EXIT_ARM_SEA)) => Served::MemoryError,
             Ok(VcpuExit::SystemEvent(kind, data)) => return Some(system_event(kind, data)),
-            Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                format!("the host cannot enter the guest: reason {reason:#x} on CPU {cpu}")
-            }
-            Ok(VcpuExit::InternalError) => "internal error of KVM".into(),
-            Ok(VcpuExit::MemoryFault { gpa, size, .. }) => {
-                format!("memory fault at {gpa:#x}+{size:#x}")
-            }
-            Ok(VcpuExit::Unsupported(EXIT_ARM_SEA)) => {
-                "the guest met a memory error, which this VMM did not ask to hear of".into()
-            }
-            Ok(other) => format!("unexpected exit {other:?}"),
+            Ok(other) => Served::Problem(unexpected(other)),
             Err(e) => match e.errno() {
-                libc::EINTR | libc::EAGAIN => continue,
-                libc::ENOSYS => "the guest accessed a device with an instruction that the \
-                                 processor does not describe"
-                    .into(),
-                libc::EFAULT => "guest memory that the host cannot provide".into(),
-                libc::EHWPOISON => "guest memory that the hardware reports as broken".into(),
-                _ => format!("KVM_RUN: {e}"),
+                libc::EINTR | libc::EAGAIN => Served::Done,
+                errno => Served::Problem(failed_run(errno)),
             },
+        };
+        let stop = match served {
+            Served::Done => Ok(None),
+            Served::MemoryError => {
+                let sea = vcpu.sea();
+                policy.sea(vcpu, &sea)
+            }
+            Served::Problem(problem) => Ok(Some(Stop::Failed(problem))),
+        };
+        let stop = match (stop, &bus_error) {
+            (Ok(None), Some(error)) => policy.bus_error(vcpu, error),
+            (stop, _) => stop,
+        };
+        let problem = match stop {
+            Ok(None) => continue,
+            Ok(Some(Stop::Failed(problem))) => problem,
+            Ok(Some(stop)) => return Some(stop),
+            Err(e) => e.to_string(),
         };
         let at = vcpu
             .pc()
@@ -144,6 +155,38 @@ fn run(vcpu: &mut Vcpu, bus: &Bus, switch: &StopSwitch) -> Option<Stop> {
         return Some(Stop::Failed(format!("vcpu{}: {problem}{at}", vcpu.id)));
     }
     None
+}
+
+/// What an exit came to.
+enum Served {
+    /// The guest may go on.
+    Done,
+    /// The guest met a memory error.
+    MemoryError,
+    /// It cannot go on, and why.
+    Problem(String),
+}
+
+fn unexpected(exit: VcpuExit<'_>) -> String {
+    match exit {
+        VcpuExit::FailEntry(reason, cpu) => {
+            format!("the host cannot enter the guest: reason {reason:#x} on CPU {cpu}")
+        }
+        VcpuExit::InternalError => "internal error of KVM".into(),
+        VcpuExit::MemoryFault { gpa, size, .. } => format!("memory fault at {gpa:#x}+{size:#x}"),
+        other => format!("unexpected exit {other:?}"),
+    }
+}
+
+fn failed_run(errno: i32) -> String {
+    match errno {
+        libc::ENOSYS => "the guest accessed a device with an instruction that the processor does \
+                         not describe"
+            .into(),
+        libc::EFAULT => "guest memory that the host cannot provide".into(),
+        libc::EHWPOISON => "guest memory that the hardware reports as broken".into(),
+        _ => format!("KVM_RUN: {}", std::io::Error::from_raw_os_error(errno)),
+    }
 }
 
 fn system_event(kind: u32, data: &[u64]) -> Stop {
@@ -156,10 +199,15 @@ fn system_event(kind: u32, data: &[u64]) -> Stop {
 }
 
 /// Starts all vCPUs. When one cannot start, those before it are stopped again.
-pub fn start_all(vcpus: Vec<Vcpu>, bus: &Arc<Bus>, switch: &StopSwitch) -> Result<Vec<VcpuThread>> {
+pub fn start_all(
+    vcpus: Vec<Vcpu>,
+    bus: &Arc<Bus>,
+    switch: &StopSwitch,
+    policy: &Policy,
+) -> Result<Vec<VcpuThread>> {
     let mut threads = Vec::new();
     for vcpu in vcpus {
-        match VcpuThread::start(vcpu, bus.clone(), switch.clone()) {
+        match VcpuThread::start(vcpu, bus.clone(), switch.clone(), policy.clone()) {
             Ok(thread) => threads.push(thread),
             Err(e) => {
                 switch.stop(Stop::Failed(e.to_string()));

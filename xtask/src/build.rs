@@ -98,12 +98,18 @@ pub(crate) struct TestPrograms {
     pub(crate) threads: PathBuf,
     /// Questions to /dev/kvm.
     pub(crate) probe: PathBuf,
+    /// Checks its memory, and may make a page of it bad.
+    pub(crate) worker: PathBuf,
 }
 
 /// Builds the test programs of EL0.
 pub(crate) fn test_programs(ws: &Workspace) -> Result<TestPrograms> {
-    let [threads, probe] = el0(ws, ["el0-threads", "kvm-probe"])?;
-    Ok(TestPrograms { threads, probe })
+    let [threads, probe, worker] = el0(ws, ["el0-threads", "kvm-probe", "memory-worker"])?;
+    Ok(TestPrograms {
+        threads,
+        probe,
+        worker,
+    })
 }
 
 /// Builds these programs of umbra-init and umbra-vmm, and nothing else that lies beside them.

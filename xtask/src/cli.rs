@@ -70,6 +70,9 @@ pub(crate) enum Run {
     Linux(LinuxArgs),
     /// A Debian kernel whose KVM runs at virtual EL2, and in it a Debian guest of its own.
     Nested(NestedArgs),
+    /// A memory error that one process of a guest's guest meets, and nobody else: tells its way storey by
+    /// storey, and what was lost.
+    MemoryError(MemoryErrorArgs),
     /// A static arm64 Linux program as a process on umbra. Its exit status becomes this command's.
     Program(ProgramArgs),
 }
@@ -156,14 +159,25 @@ pub(crate) struct NestedArgs {
     pub(crate) machine: MachineArgs,
 }
 
+/// Arguments of `run memory-error`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MemoryErrorArgs {
+    /// CPUs of the machine, and virtual CPUs of the guest hypervisor.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub(crate) cpus: u32,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+}
+
 /// Arguments of `run program`.
 #[derive(Debug, Args)]
 pub(crate) struct ProgramArgs {
     /// The program: a static arm64 Linux ELF. It runs as /bin/NAME in the directory /.
     pub(crate) path: PathBuf,
-    /// A file to put into the directory / under its own name; may be given again.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) with: Vec<PathBuf>,
+    /// A file to put into the directory / under its own name, or at the path behind `=`; may be given
+    /// again.
+    #[arg(long, value_name = "FILE[=PATH]")]
+    pub(crate) with: Vec<String>,
     /// CPUs of the machine.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) cpus: u32,

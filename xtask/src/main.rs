@@ -20,6 +20,7 @@ mod guard;
 mod guest;
 mod hash;
 mod image;
+mod memory_error;
 mod nested;
 mod progress;
 mod qemu;
@@ -63,6 +64,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Run {
             what: Some(Run::Nested(args)),
         } => return run::nested(&ws, &args),
+        Command::Run {
+            what: Some(Run::MemoryError(args)),
+        } => return run::memory_error(&ws, &args),
         Command::Run {
             what: Some(Run::Program(args)),
         } => return run::program(&ws, &args),

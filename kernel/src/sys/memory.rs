@@ -2,12 +2,12 @@
 
 use umbra_abort::Poison;
 use umbra_arm64::Hva;
-use umbra_linux::vma::{Backing, PAGE, Placement, Prot, Request, Traits};
+use umbra_linux::vma::{Backing, HugeAdvice, PAGE, Placement, Prot, Request, Span, Traits};
 use umbra_linux::{Errno, uapi};
 
 use super::{Args, descriptor};
 use crate::file::Call;
-use crate::mm::{MmFault, Object};
+use crate::mm::{Mm, MmFault, Object};
 
 pub(super) fn brk(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     Ok(call.process.mm().brk(Hva::new(a[0])).raw())
@@ -21,10 +21,11 @@ pub(super) fn mmap(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
         uapi::MAP_SHARED | uapi::MAP_SHARED_VALIDATE => true,
         _ => return Err(Errno::EINVAL),
     };
-    if flags & uapi::MAP_HUGETLB != 0 {
-        // There is no pool of huge pages; blocks are used wherever they fit.
-        return Err(Errno::ENOMEM);
-    }
+    let huge = huge_page(flags)?;
+    let len = match huge {
+        Some(page) => len.checked_next_multiple_of(page).ok_or(Errno::ENOMEM)?,
+        None => len,
+    };
     let backing = if flags & uapi::MAP_ANONYMOUS != 0 {
         // Processes share memory only as a whole, so nobody can tell shared from private here.
         Backing::Anon
@@ -41,7 +42,7 @@ pub(super) fn mmap(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
         }
     };
     let mm = call.process.mm();
-    let span = mm.map(Request {
+    let request = Request {
         place: Placement::from_linux(Hva::new(addr), flags),
         len,
         prot,
@@ -49,9 +50,18 @@ pub(super) fn mmap(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
         traits: Traits {
             no_reserve: flags & uapi::MAP_NORESERVE != 0,
             grows_down: flags & uapi::MAP_GROWSDOWN != 0,
-            ..Traits::default()
+            huge: match huge {
+                Some(_) => HugeAdvice::Prefer,
+                None => HugeAdvice::Default,
+            },
         },
-    })?;
+    };
+    let span = match huge {
+        Some(page) if flags & (uapi::MAP_FIXED | uapi::MAP_FIXED_NOREPLACE) == 0 => {
+            map_aligned(&mm, request, page)?
+        }
+        _ => mm.map(request)?,
+    };
     if flags & uapi::MAP_POPULATE != 0 {
         let how = if prot.contains(Prot::WRITE) {
             uapi::MADV_POPULATE_WRITE
@@ -62,6 +72,43 @@ pub(super) fn mmap(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
         let _ = mm.advise(span.start(), span.bytes(), how);
     }
     Ok(span.start().raw())
+}
+
+/// The size of the pages that MAP_HUGETLB asks for. `EINVAL` for one that there is not.
+///
+/// There is no pool of huge pages, as on a Linux that overcommits them: what is asked for comes on
+/// demand, in the largest blocks there are.
+fn huge_page(flags: u32) -> Result<Option<u64>, Errno> {
+    const MAP_HUGE_SHIFT: u32 = 26;
+    if flags & uapi::MAP_HUGETLB == 0 {
+        return Ok(None);
+    }
+    match flags >> MAP_HUGE_SHIFT {
+        0 | 21 => Ok(Some(2 << 20)),
+        30 => Ok(Some(1 << 30)),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// Maps at a multiple of `page`: somewhere larger, and gives back what is too much at both ends.
+fn map_aligned(mm: &Mm, request: Request<Object>, page: u64) -> Result<Span, Errno> {
+    let len = request.len;
+    let whole = len.checked_add(page).ok_or(Errno::ENOMEM)?;
+    let got = mm.map(Request {
+        len: whole,
+        ..request
+    })?;
+    let start = got.start().align_up(page).ok_or(Errno::ENOMEM)?;
+    let end = start.checked_add(len).ok_or(Errno::ENOMEM)?;
+    let head = start.offset_from(got.start()).unwrap_or(0);
+    let tail = got.end().offset_from(end).unwrap_or(0);
+    if head != 0 {
+        mm.unmap(got.start(), head)?;
+    }
+    if tail != 0 {
+        mm.unmap(end, tail)?;
+    }
+    Span::new(start, len).ok_or(Errno::ENOMEM)
 }
 
 pub(super) fn munmap(call: &Call<'_>, a: Args) -> Result<u64, Errno> {

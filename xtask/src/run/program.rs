@@ -69,8 +69,9 @@ pub(crate) fn machine(
 ) -> Result<Machine> {
     let path = format!("/bin/{}", file_name(&args.path)?);
     let mut items = vec![Item::from_file(&path, &args.path)?];
-    for file in &args.with {
-        items.push(Item::from_file(&format!("/{}", file_name(file)?), file)?);
+    for word in &args.with {
+        let (file, at) = placed(word)?;
+        items.push(Item::from_file(&at, &file)?);
     }
     let initrd = guest::save(ws, &format!("{name}.cpio"), &guest::initrd(&items)?)?;
     let append = BootArgs::new(&path, args.args.clone())
@@ -82,6 +83,21 @@ pub(crate) fn machine(
         initrd,
         append,
     })
+}
+
+/// A file of `--with` and its path in the initrd: its own name in /, or what stands behind `=`.
+fn placed(word: &str) -> Result<(PathBuf, String)> {
+    match word.split_once('=') {
+        // A file whose own name holds the sign.
+        _ if Path::new(word).exists() => {
+            let file = PathBuf::from(word);
+            let at = format!("/{}", file_name(&file)?);
+            Ok((file, at))
+        }
+        Some((file, at)) if at.starts_with('/') => Ok((PathBuf::from(file), at.to_owned())),
+        Some((_, at)) => bail!("--with {word}: {at:?} is no absolute path"),
+        None => bail!("--with {word}: there is no such file"),
+    }
 }
 
 /// Refuses what umbra could not start anyway, with a reason.
@@ -108,8 +124,17 @@ fn check(elf: &[u8], path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::check;
+    use super::{check, placed};
     use std::path::Path;
+
+    #[test]
+    fn files_go_where_they_are_told() {
+        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        assert_eq!(placed(manifest).unwrap().1, "/Cargo.toml");
+        let (file, at) = placed("box=/bin/sh").unwrap();
+        assert_eq!((file.to_str(), at.as_str()), (Some("box"), "/bin/sh"));
+        assert!(placed("box=bin/sh").is_err() && placed("/no/such/file").is_err());
+    }
 
     #[test]
     fn what_is_no_arm64_program_is_refused_by_name() {

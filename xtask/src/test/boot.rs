@@ -11,6 +11,7 @@ use crate::cargo::shell_word;
 use crate::guest::{self, Item};
 use crate::hash;
 use crate::image::Symbols;
+use crate::memory_error::{self, Inside};
 use crate::nested;
 use crate::qemu::{End, Machine, Outcome};
 use crate::run::vmm_command;
@@ -199,6 +200,13 @@ impl Bench<'_> {
             Work::Oracle(_) | Work::Terminal(_) | Work::ReferenceSuites(_) => {
                 Ok(vec![judge(&cases[0], &ended(&outcome.console))])
             }
+            Work::MemoryError => {
+                let followed = memory_error::follow(&outcome.console).map(drop);
+                let judged = by_part(cases, outcome).into_iter();
+                Ok(judged
+                    .map(|judged| judged.and_then(|passed| followed.clone().map(|()| passed)))
+                    .collect())
+            }
             Work::Program(..) | Work::Payload(..) | Work::Linux(_) | Work::Nested(..) => {
                 Ok(by_part(cases, outcome))
             }
@@ -239,6 +247,7 @@ impl Bench<'_> {
             | Work::Payload(..)
             | Work::Linux(_)
             | Work::Terminal(_)
+            | Work::MemoryError
             | Work::Nested(..) => {}
         }
         let mut items = vec![
@@ -316,6 +325,19 @@ impl Bench<'_> {
                 items.push(Item::from_file("/guest/Image", &l1.kernel)?);
                 items.push(Item::from_file("/guest/initrd", &initrd)?);
                 Ok(storeys.commands(self.nonce))
+            }
+            Work::MemoryError => {
+                let debian = setup::guest_files(self.ws, Flavour::Newest)?;
+                log.used(&format!("guest kernel ({})", debian.label), &debian.kernel)?;
+                let inside = Inside {
+                    vmm: &self.programs.vmm,
+                    worker: &self.tests.worker,
+                };
+                let (l1, second) = memory_error::initramfs(self.ws, &debian, &inside)?;
+                items.push(Item::from_file("/guest/Image", &debian.kernel)?);
+                items.push(Item::from_file("/guest/initrd", &l1)?);
+                items.push(Item::from_file("/guest/second", &second)?);
+                Ok(memory_error::commands(case.cpus, self.nonce))
             }
             Work::First(..)
             | Work::Oracle(_)

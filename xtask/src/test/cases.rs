@@ -72,6 +72,8 @@ pub(crate) enum Work {
     Linux(Flavour),
     /// Debian guest hypervisors at virtual EL2, each with a guest of its own.
     Nested(Storeys),
+    /// A memory error under one process of a guest's guest, and a second VM beside it.
+    MemoryError,
     /// A payload, by its name, on umbra-vmm on umbra, with further options for the VMM.
     Payload(String, Vec<String>),
     /// The walks of `crates/nested` against the CPU's own on so many random tables, in umbra's place.
@@ -147,6 +149,7 @@ impl Case {
     pub(crate) fn commands(&self) -> usize {
         match &self.work {
             Work::Nested(storeys) => storeys.side_by_side as usize,
+            Work::MemoryError => 2,
             _ => 1,
         }
     }
@@ -163,7 +166,9 @@ impl Case {
             Work::Linux(guest) => vec![guest],
             Work::Nested(storeys) => vec![storeys.l1, storeys.l2],
             Work::Reference(guest) => vec![Flavour::Newest, guest],
-            Work::Terminal(_) | Work::ReferenceSuites(_) => vec![Flavour::Newest],
+            Work::MemoryError | Work::Terminal(_) | Work::ReferenceSuites(_) => {
+                vec![Flavour::Newest]
+            }
         }
     }
 
@@ -185,6 +190,7 @@ impl Case {
             Work::First(..)
             | Work::Linux(_)
             | Work::Nested(..)
+            | Work::MemoryError
             | Work::Oracle(_)
             | Work::Terminal(_)
             | Work::Reference(_)
@@ -357,6 +363,13 @@ fn fixed(nonce: &str) -> Vec<Case> {
         oracle("oracle/at", 20_000, 120),
         oracle("oracle/at-million", 1_000_000, 1800)
             .full_only("fifty times the tables of oracle/at"),
+        Case::new(
+            "nested/memory-error",
+            2,
+            Work::MemoryError,
+            420,
+            &["(?m)^umbra: worker l2victim exited 135$"],
+        ),
         reference("reference/linux-kvm", Flavour::Newest),
         reference("reference/linux-kvm-16k", Flavour::Pages16k)
             .full_only("a second look at the reference"),

@@ -68,35 +68,20 @@ mod l1_stage2_faults {
         suite.check("table-registers-noise", register_noise);
     }
 
-    fn names(granule: Granule) -> [&'static str; 5] {
-        match granule {
-            Granule::K4 => [
-                "4k/translation",
-                "4k/access-flag",
-                "4k/permissions",
-                "4k/blocks",
-                "4k/contiguous",
-            ],
-            Granule::K16 => [
-                "16k/translation",
-                "16k/access-flag",
-                "16k/permissions",
-                "16k/blocks",
-                "16k/contiguous",
-            ],
-            Granule::K64 => [
-                "64k/translation",
-                "64k/access-flag",
-                "64k/permissions",
-                "64k/blocks",
-                "64k/contiguous",
-            ],
-        }
+    macro_rules! names {
+        ($granule:literal) => {
+            [
+                concat!($granule, "/translation"),
+                concat!($granule, "/access-flag"),
+                concat!($granule, "/permissions"),
+                concat!($granule, "/blocks"),
+                concat!($granule, "/contiguous"),
+            ]
+        };
     }
 
-    /// Bits of a physical address of this machine.
-    fn pa_bits() -> u32 {
-        [32, 36, 40, 42, 44, 48][(mrs!("id_aa64mmfr0_el1") & 0xf).min(5) as usize]
+    fn names(granule: Granule) -> [&'static str; 5] {
+        [names!("4k"), names!("16k"), names!("64k")][granule as usize]
     }
 
     /// Spaces are made once: Linux takes half a minute to give a hypervisor a third one. Roots and
@@ -135,7 +120,7 @@ mod l1_stage2_faults {
 
     /// The space with most levels that this machine has for a granule.
     fn space(granule: Granule) -> Stage2 {
-        let pa = pa_bits();
+        let pa = mem::pa_bits();
         let (start, most) = match granule {
             Granule::K4 if pa >= 44 => (0, 48),
             Granule::K4 => (1, 40),
@@ -695,7 +680,7 @@ mod l1_stage2_faults {
         let (space, mut guest) = usual();
         let ram = fresh(PAGE, PAGE);
         space.map(free(), ram, 3, RAM);
-        for bit in space.input..pa_bits() {
+        for bit in space.input..mem::pa_bits() {
             for at in [1u64 << bit | free(), 1u64 << bit] {
                 for how in TOUCHES {
                     let exit = touch(&mut guest, how, at);

@@ -11,7 +11,7 @@ mod mmio {
     use umbra_guests::rt::mmu::{self, DEVICE, NORMAL, PAGE_OR_TABLE};
     use umbra_guests::rt::{Fault, expect, gic, mem, uart};
     use umbra_guests::suite::{Failure, PASS, Suite, Verdict, skip};
-    use umbra_guests::{clean, ensure, equal, faults, mrs, op};
+    use umbra_guests::{clean, ensure, equal, faults, op};
 
     const DATA_ABORT: u64 = 0x25;
     const FETCH_ABORT: u64 = 0x21;
@@ -348,21 +348,9 @@ mod mmio {
         PASS
     }
 
-    /// Bits of physical address that the machine claims.
-    fn pa_bits() -> u32 {
-        match mrs!("id_aa64mmfr0_el1") & 0xf {
-            0 => 32,
-            1 => 36,
-            2 => 40,
-            3 => 42,
-            4 => 44,
-            _ => 48,
-        }
-    }
-
     /// An external abort; an address size fault where the machine does not claim such addresses.
     fn beyond(fsc: u64) -> Verdict {
-        let want = if pa_bits() > 40 { SEA } else { 3 };
+        let want = if mem::pa_bits() > 40 { SEA } else { 3 };
         equal!(fsc, want, "FSC");
         PASS
     }
@@ -374,7 +362,11 @@ mod mmio {
     }
 
     fn beyond_the_vm() -> Verdict {
-        for pa in [BEYOND, BEYOND + 0x8000_0000, (1 << pa_bits()) - mem::PAGE] {
+        for pa in [
+            BEYOND,
+            BEYOND + 0x8000_0000,
+            (1 << mem::pa_bits()) - mem::PAGE,
+        ] {
             if pa < BEYOND {
                 continue;
             }

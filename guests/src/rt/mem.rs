@@ -10,6 +10,11 @@ pub const PAGE: u64 = 4096;
 /// Bytes of a level 2 block.
 pub const BLOCK: u64 = 2 << 20;
 
+/// Bits of a physical address, as far as 48, that the machine claims (ID_AA64MMFR0_EL1.PARange).
+pub fn pa_bits() -> u32 {
+    [32, 36, 40, 42, 44, 48][(crate::mrs!("id_aa64mmfr0_el1") & 0xf).min(5) as usize]
+}
+
 unsafe extern "C" {
     static __image_start: u8;
     static __image_end: u8;

@@ -1,3 +1,5 @@
+//! The rows of the trap table against each other, the manual's reserved bits, and a model of routing.
+
 extern crate std;
 use super::fine::{ERET, HIDDEN, READ_ONLY, RESERVED, svc};
 use super::table::{Bit, TABLE, family, row};

@@ -122,6 +122,16 @@ fn el0<const N: usize>(ws: &Workspace, names: [&str; N]) -> Result<[PathBuf; N]>
     Ok(names.map(|name| folder.join(name)))
 }
 
+/// Builds the QEMU plugin that counts exits, for this machine.
+pub(crate) fn plugin(ws: &Workspace) -> Result<PathBuf> {
+    let mut cmd = command(ws);
+    run(cmd.args(["build", "--locked", "--release", "-p", "umbra-qemu-plugin"]))?;
+    let found = ["libumbra_exits.so", "libumbra_exits.dylib"]
+        .map(|name| ws.target().join("release").join(name));
+    let there = found.into_iter().find(|path| path.is_file());
+    there.context("the plugin was built, and is not where it should be")
+}
+
 /// The Images of the guest payloads, by name.
 pub(crate) type Payloads = BTreeMap<String, PathBuf>;
 

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Test(TestArgs),
     /// Look at a recorded trace again: writes its JSON and its report.
     Trace(TraceArgs),
+    /// Count what exits cost, on umbra and on Linux/KVM, and write docs/performance.md.
+    Bench(BenchArgs),
     /// Build umbra as one arm64 Image, and pack an initrd for it.
     Image {
         /// Where the Image goes instead of target/umbra/image/umbra.Image.
@@ -186,6 +188,24 @@ pub(crate) struct ProgramArgs {
     /// The program's arguments.
     #[arg(last = true)]
     pub(crate) args: Vec<String>,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Leave out what takes long: KVM on KVM, and guests of guests that are Debian.
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Change nothing in docs/; the table and target/umbra/bench.json alone.
+    #[arg(long)]
+    pub(crate) dry: bool,
+    /// The QEMU program to use. It must have been built with plugins.
+    #[arg(long)]
+    pub(crate) qemu: Option<PathBuf>,
+    /// Only these sessions: pages, blocks, l1-pages, debian-blocks, debian-pages, nested-blocks. Then docs/
+    /// stays as it is.
+    #[arg(value_name = "SESSION")]
+    pub(crate) filters: Vec<String>,
 }
 
 /// Arguments of `test`.

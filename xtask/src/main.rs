@@ -11,6 +11,7 @@
 //! where QEMU or guest kernels are to be fetched, Debian's apt and dpkg.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod bootargs;
 mod build;
 mod cargo;
@@ -70,6 +71,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Run {
             what: Some(Run::Program(args)),
         } => return run::program(&ws, &args),
+        Command::Bench(args) => return bench::run(&ws, &args),
         Command::Test(args) => return test::run(&ws, &args),
         Command::Trace(args) => trace::command(&ws, &args)?,
         Command::Image { out, initrd } => build::image_command(&ws, out, &initrd)?,

@@ -88,16 +88,29 @@ impl Machine {
         log.used("initrd", &self.initrd)
     }
 
-    /// Runs the machine without input. Each part of its console goes into the transcript and to `sink`.
+    /// Runs the machine without input, to a time limit.
     pub(crate) fn run(
         &self,
         qemu: &Qemu,
         log: &mut Transcript,
         limit: Duration,
         symbols: &Symbols,
+        sink: impl FnMut(&[u8]),
+    ) -> Result<Outcome> {
+        self.run_with(qemu, &[], log, (limit, symbols), sink)
+    }
+
+    /// The same with further words for QEMU. Each part of its console goes into the transcript and to `sink`.
+    pub(crate) fn run_with(
+        &self,
+        qemu: &Qemu,
+        more: &[String],
+        log: &mut Transcript,
+        (limit, symbols): (Duration, &Symbols),
         mut sink: impl FnMut(&[u8]),
     ) -> Result<Outcome> {
         let mut cmd = self.command(qemu);
+        cmd.args(more);
         let socket = log.path().with_extension("qmp");
         // The kernel's limit for a socket's path is 107 bytes; a deeper checkout does without.
         let monitor = socket.as_os_str().len() < 100;

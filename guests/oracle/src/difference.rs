@@ -74,12 +74,20 @@ pub(crate) struct Accepted {
 }
 
 /// All that is not asked.
-pub(crate) const UNASKED: [Unasked; 3] = [
+pub(crate) const UNASKED: [Unasked; 4] = [
     Unasked {
         why: "do_ats_write asserts that attributes are not stage 2's: a permission fault of the output there ends QEMU",
         explains: |asked| {
             let permission = matches!(fault(asked.software), Some(FaultStatus::Permission(_)));
             permission && asked.software & (S | PTW) == S
+        },
+    },
+    Unasked {
+        why: "get_phys_addr_lpae marks stage 1's leaf dirty for an AT: were it stage 2's leaf too, that would lose the right to write",
+        explains: |asked| {
+            let managed = asked.tcr() & TCR_HA_HD == TCR_HA_HD && asked.is_write();
+            let leaf = asked.leaf();
+            managed && asked.has_second() && leaf >> 51 & 1 != 0 && leaf >> 7 & 1 != 0
         },
     },
     Unasked {
@@ -154,8 +162,10 @@ pub(crate) const ACCEPTED: [Accepted; 13] = [
     Accepted {
         why: "combine_cacheattrs knows no XS (FnXS, and HCR_EL2.DC)",
         explains: |asked, told| {
-            let slow = slow(asked.software >> 56);
-            asked.has_second() && asked.attributes(told) == Some(slow)
+            let ours = asked.software >> 56;
+            // 0b1010_0000 stands for every kind of write-through memory with XS = 0.
+            let same = |attr| attr == slow(ours) || ours == 0xa0 && attr & 0xf4 == 0xa0;
+            asked.has_second() && asked.attributes(told).is_some_and(same)
         },
     },
     Accepted {

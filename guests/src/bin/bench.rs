@@ -3,14 +3,14 @@
 //! A mark is `orr xzr, xzr, x30`, which does nothing. Each operation lies between two, so a profiler
 //! prints one block for what is measured and one for what lies between. Results are checked, so the
 //! payload means something without a profiler too; what it costs nobody checks here.
-//! umbra-vmm: --cpus 1 --memory 64M,hugepages=off --cmdline umbra
+//! umbra-vmm: --cpus 1 --memory 128M,hugepages=off --disk /guest/bench,ro --cmdline umbra
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 umbra_guests::payload!(bench);
 
 #[cfg(target_os = "none")]
 mod bench {
-    use umbra_guests::rt::mem::{self, PAGE};
+    use umbra_guests::rt::mem::{self, BLOCK, PAGE};
     use umbra_guests::rt::timer::Timer;
     use umbra_guests::rt::{gic, irq, psci};
     use umbra_guests::suite::{PASS, Suite, Verdict};
@@ -18,6 +18,9 @@ mod bench {
 
     const COUNT: u64 = 1000;
     const WAKES: u64 = 100;
+    const BLOCKS: u64 = 32;
+    /// QueueNotify of the first virtio device. The VMM bound it to an event, and nobody has set up a queue.
+    const NOTIFY: u64 = 0x0a00_0050;
     /// Line status of the 16550, which the VMM plays: reading it changes nothing.
     const UART_LSR: u64 = 0x0900_0005;
     /// Transmitter empty, holding register empty.
@@ -29,7 +32,9 @@ mod bench {
         suite.check("id-register", id_register);
         suite.check("distributor", distributor);
         suite.check("vmm", vmm);
+        suite.check("notify", notify);
         suite.check("first-touch", first_touch);
+        suite.check("first-touch-block", first_touch_block);
         gic::init_distributor();
         gic::init_cpu();
         irq::set_handler(handler);
@@ -92,6 +97,30 @@ mod bench {
         }
         mark();
         equal!(idle, COUNT, "reads of an idle line");
+        PASS
+    }
+
+    fn notify() -> Verdict {
+        mark();
+        for _ in 0..COUNT {
+            mem::write32(NOTIFY, 0);
+        }
+        mark();
+        PASS
+    }
+
+    /// A word of each 2 MiB: with huge pages an exit brings a block, without them a page.
+    fn first_touch_block() -> Verdict {
+        let at = mem::fresh(BLOCKS * BLOCK, BLOCK);
+        mark();
+        for block in 0..BLOCKS {
+            mem::write64(at + block * BLOCK, block);
+        }
+        mark();
+        for block in 0..BLOCKS {
+            equal!(mem::read64(at + block * BLOCK), block, "word");
+            equal!(mem::read64(at + block * BLOCK + BLOCK - 8), 0, "last word");
+        }
         PASS
     }
 

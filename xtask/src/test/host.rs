@@ -39,6 +39,8 @@ const LINTS: [(&str, &[&str]); 4] = [
             "umbra-hw",
             "-p",
             "umbra-guests",
+            "-p",
+            "umbra-oracle",
             "--target",
             "aarch64-unknown-none-softfloat",
             "--",

@@ -10,13 +10,14 @@ mod report;
 mod sabotage;
 mod terminal;
 
+use crate::bench::{Parts, smoke};
 use crate::build::{self, Profile};
 use crate::cli::TestArgs;
 use crate::progress::{note, step};
 use crate::setup::Flavour;
 use crate::workspace::Workspace;
 use crate::{guest, setup};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use boot::{Bench, group};
 use cases::Case;
 use report::Tally;
@@ -81,7 +82,8 @@ fn on_target(ws: &Workspace, args: &TestArgs, filter: &Filter, tally: &mut Tally
     });
     let mut sabotages = sabotage::list(ws.root())?;
     sabotages.retain(|s| filter.takes(&s.name()));
-    if cases.is_empty() && sabotages.is_empty() {
+    let counts = filter.takes(COUNTS);
+    if cases.is_empty() && sabotages.is_empty() && !counts {
         return Ok(());
     }
     let qemu = setup::qemu(ws, args.qemu.as_deref())?;
@@ -95,7 +97,7 @@ fn on_target(ws: &Workspace, args: &TestArgs, filter: &Filter, tally: &mut Tally
     let payloads = step("build guest payloads", || build::payloads(ws))?;
     let programs = step("build init and umbra-vmm", || build::programs(ws))?;
     let tests = step("build test programs", || build::test_programs(ws))?;
-    let umbra = cases.iter().any(Case::needs_umbra);
+    let umbra = counts || cases.iter().any(Case::needs_umbra);
     let kernel = match umbra {
         true => Some(step("build umbra with checks", || {
             build::kernel(ws, Profile::Checked)
@@ -117,6 +119,12 @@ fn on_target(ws: &Workspace, args: &TestArgs, filter: &Filter, tally: &mut Tally
             .iter()
             .try_for_each(|boot| bench.run(boot, tally))
     })?;
+    if counts {
+        stage(COUNTS, || {
+            count(&bench, tally);
+            Ok(())
+        })?;
+    }
     if sabotages.is_empty() {
         return Ok(());
     }
@@ -126,6 +134,29 @@ fn on_target(ws: &Workspace, args: &TestArgs, filter: &Filter, tally: &mut Tally
     stage("sabotage", || {
         sabotage::run(&bench, &sabotages, &all, tally)
     })
+}
+
+/// The name of the test that `bench` can count.
+const COUNTS: &str = "bench/counts";
+
+/// Whether plugin, file format and payload fit together: every kind of exit of the payload is counted on
+/// umbra. What it costs is not judged here.
+fn count(bench: &Bench<'_>, tally: &mut Tally) {
+    let start = Instant::now();
+    let counted = || {
+        let parts = Parts {
+            ws: bench.ws,
+            qemu: bench.qemu,
+            plugin: build::plugin(bench.ws)?,
+            kernel: bench.kernel.clone().context("umbra was not built")?,
+            programs: bench.programs.clone(),
+            payloads: bench.payloads.clone(),
+            debian: None,
+        };
+        smoke(&parts)
+    };
+    let result = counted().map_err(|error| format!("{error:#}"));
+    tally.result(COUNTS, start.elapsed().as_secs_f64(), result);
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// Each package and all it may use of ours, by any kind of dependency.
-const ALLOWED: [(&str, &[&str]); 17] = [
+const ALLOWED: [(&str, &[&str]); 18] = [
     ("umbra-arm64", &[]),
     ("umbra-abort", &["umbra-arm64"]),
     ("umbra-frames", &["umbra-arm64"]),
@@ -39,6 +39,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("umbra-init", &[]),
     ("umbra-vmm", &["umbra-kvm-abi"]),
     ("xtask", &["umbra-arm64", "umbra-trace"]),
+    ("umbra-qemu-plugin", &[]),
 ];
 
 /// Each package of the workspace and the packages of ours that it names.

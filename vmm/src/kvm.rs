@@ -8,6 +8,7 @@ mod memory_error;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr::{self, NonNull};
@@ -36,6 +37,9 @@ pub use memory_error::{
 
 /// `KVM_CAP_ARM_EL2`, younger than the bindings.
 const KVM_CAP_ARM_EL2: u64 = 240;
+
+/// `_IO(KVMIO, 0xce)`.
+const KVM_GET_STATS_FD: u32 = 0xaece;
 
 /// Largest block that a guest mapping uses; RAM is aligned to it on both sides.
 const HUGE_PAGE: usize = 2 << 20;
@@ -224,6 +228,11 @@ impl Vm {
             .context(format!("GICv3 {what}"))
     }
 
+    /// What the host counts of the VM, if it counts.
+    pub fn stats(&self) -> Option<File> {
+        stats_file(self.fd.as_raw_fd())
+    }
+
     /// Makes each signal of `event` an edge on a shared peripheral interrupt.
     pub fn irqfd(&self, event: &EventFd, spi: u32) -> Result<()> {
         self.fd
@@ -254,6 +263,13 @@ fn add_memory(fd: &VmFd, memory: &Memory) -> Result<()> {
         unsafe { fd.set_user_memory_region(slot) }.context("KVM_SET_USER_MEMORY_REGION")?;
     }
     Ok(())
+}
+
+fn stats_file(fd: RawFd) -> Option<File> {
+    // SAFETY: the call takes no argument and touches no memory of this process.
+    let file = unsafe { libc::ioctl(fd, KVM_GET_STATS_FD as libc::c_int, 0) };
+    // SAFETY: the descriptor is new and nobody else's.
+    (file >= 0).then(|| unsafe { File::from_raw_fd(file) })
 }
 
 fn set_reg(fd: &VcpuFd, reg: u64, value: u64) -> Result<()> {
@@ -289,6 +305,11 @@ impl Vcpu {
     /// Enters the guest until it needs something (KVM_RUN).
     pub fn run(&mut self) -> std::result::Result<VcpuExit<'_>, kvm_ioctls::Error> {
         self.fd.run()
+    }
+
+    /// What the host counts of the vCPU, if it counts.
+    pub fn stats(&self) -> Option<File> {
+        stats_file(self.fd.as_raw_fd())
     }
 
     /// The guest's program counter, for messages.

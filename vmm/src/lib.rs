@@ -27,6 +27,7 @@ pub mod layout;
 pub mod logger;
 pub mod options;
 pub mod serial;
+pub mod stats;
 pub mod stop;
 pub mod virtio;
 

@@ -4,7 +4,7 @@
 //! read and places found first. Then memory, devices, vCPUs, and the event loop until it stops.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -18,11 +18,12 @@ use crate::event_loop::{self, ConsoleEnd, Ended, Notify};
 use crate::fdt;
 use crate::image::{HEADER_SIZE, Header};
 use crate::injection::Injection;
-use crate::kvm::{self, Vm};
+use crate::kvm::{self, Vcpu, Vm};
 use crate::layout::{self, Memory, Placement};
 use crate::memory_error::Policy;
 use crate::options::{Console, Options};
 use crate::serial::SerialPort;
+use crate::stats;
 use crate::stop::Stop;
 use crate::vcpu::{self, StopSwitch};
 use crate::virtio::Device;
@@ -126,6 +127,7 @@ pub fn run(options: &Options) -> Result<Stop> {
     };
     let vcpus = vm.create_vcpus(options.cpus, placement.kernel, placement.dtb)?;
     let devices = Devices::new(options, disks, &vm, &memory)?;
+    let statistics = options.stats.then(|| Statistics::open(&vm, &vcpus));
 
     kvm::catch_kicks()?;
     let stop_event = event()?;
@@ -143,7 +145,40 @@ pub fn run(options: &Options) -> Result<Stop> {
     if let Some(console) = &devices.console {
         lock(&console.input).drain();
     }
+    if let Some(statistics) = statistics {
+        // That nobody reads stderr is no error.
+        let _ = std::io::stderr().write_all(statistics.table().as_bytes());
+    }
     Ok(switch.reason().unwrap_or(Stop::PowerOff))
+}
+
+/// The host's counters of this machine, opened while its parts are still in one hand.
+struct Statistics {
+    vm: Option<File>,
+    vcpus: Vec<Option<File>>,
+}
+
+impl Statistics {
+    fn open(vm: &Vm, vcpus: &[Vcpu]) -> Self {
+        Statistics {
+            vm: vm.stats(),
+            vcpus: vcpus.iter().map(Vcpu::stats).collect(),
+        }
+    }
+
+    /// What they say now, or that the host has none.
+    fn table(self) -> String {
+        let read = |file: Option<File>| {
+            let mut bytes = Vec::new();
+            file?.read_to_end(&mut bytes).ok()?;
+            stats::parse(&bytes)
+        };
+        let Some(vm) = read(self.vm) else {
+            return "umbra-vmm: this host counts nothing (KVM_GET_STATS_FD)\n".into();
+        };
+        let vcpus: Vec<_> = self.vcpus.into_iter().filter_map(read).collect();
+        stats::table(&vm, &vcpus)
+    }
 }
 
 /// What the guest and the event loop have to do with each other.

@@ -40,6 +40,7 @@ usage: umbra-vmm --kernel IMAGE [options]
       --error-injection
                        for tests: a 64-bit store of a guest physical address to
                        0x9100000 makes that page bad
+      --stats          at the end, print what the host counted, on stderr
       --dump-dtb F     also write the device tree to F
       --log-level L    off, error, warn, info, debug or trace [warn]
   -h, --help           this text
@@ -90,6 +91,8 @@ pub struct Options {
     pub on_memory_error: OnMemoryError,
     /// Whether the guest may ask for memory errors.
     pub error_injection: bool,
+    /// Whether to print what the host counted.
+    pub stats: bool,
     /// Where to write the device tree.
     pub dump_dtb: Option<PathBuf>,
     /// What to log.
@@ -155,7 +158,7 @@ where
     let (mut memory, mut hugepages) = (512 << 20, true);
     let (mut console, mut whole_lines) = (Console::Serial, false);
     let mut disks = Vec::new();
-    let mut nested = false;
+    let (mut nested, mut stats) = (false, false);
     let (mut on_memory_error, mut error_injection) = (OnMemoryError::Inject, false);
     let mut log_level = LevelFilter::Warn;
 
@@ -177,6 +180,7 @@ where
             Long("nested") => nested = true,
             Long("on-memory-error") => on_memory_error = parse_action(&text(&mut parser)?)?,
             Long("error-injection") => error_injection = true,
+            Long("stats") => stats = true,
             Long("dump-dtb") => dump_dtb = Some(path(&mut parser)?),
             Long("log-level") => log_level = parse_log_level(&text(&mut parser)?)?,
             other => return Err(usage(other.unexpected())),
@@ -211,6 +215,7 @@ where
         nested,
         on_memory_error,
         error_injection,
+        stats,
         dump_dtb,
         log_level,
     }))
@@ -371,7 +376,7 @@ mod tests {
             (o.on_memory_error, o.error_injection),
             (OnMemoryError::Inject, false)
         );
-        assert!(o.initrd.is_none() && o.disks.is_empty() && !o.nested);
+        assert!(o.initrd.is_none() && o.disks.is_empty() && !o.nested && !o.stats);
     }
 
     #[test]
@@ -389,6 +394,7 @@ mod tests {
             "--nested",
             "--on-memory-error=replace",
             "--error-injection",
+            "--stats",
         ]);
         let short = run(&[
             "-kK",
@@ -407,6 +413,7 @@ mod tests {
             "T",
             "--log-level",
             "debug",
+            "--stats",
             "--nested",
             "--on-memory-error",
             "replace",

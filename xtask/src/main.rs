@@ -28,6 +28,7 @@ mod qemu;
 mod qmp;
 mod run;
 mod setup;
+mod statistics;
 mod test;
 mod trace;
 mod transcript;

@@ -77,7 +77,7 @@ impl Storeys {
             self.cpus,
             L1_MEMORY,
         );
-        argv.push("--nested".to_owned());
+        argv.extend(["--nested", "--stats"].map(str::to_owned));
         if self.side_by_side > 1 {
             argv.extend(["--console", "serial,lines=whole"].map(str::to_owned));
         }
@@ -96,13 +96,14 @@ pub(crate) fn initramfs(
     let inner = guest::save(ws, "nested-l2.cpio", &guest::initramfs(ws, l2, &[])?)?;
     let cmdline =
         "console=ttyS0 quiet panic=-1 umbra.do=poweroff umbra.storey=L2 umbra.nonce=$nonce";
-    let command = vmm_command(
+    let mut command = vmm_command(
         "/guest/Image",
         Some("/guest/initrd"),
         cmdline,
         cpus,
         L2_MEMORY,
     );
+    command.push("--stats".to_owned());
     let words: Vec<String> = command.iter().map(|word| format!("\"{word}\"")).collect();
     // The nonce is the guest hypervisor's own, from its command line.
     let script = format!(

@@ -216,6 +216,40 @@ impl<F: Format, A: Address> PageTable<F, A> {
         }
     }
 
+    /// Writes pages round the one at `near`, which is mapped, ahead of an access to them: where its
+    /// own table has nothing, in the naturally aligned `window` of bytes, `pick` says for an address
+    /// what to map there. Answers how many there are now; what cannot be written is left out.
+    pub fn fill_near(
+        &mut self,
+        near: A,
+        window: u64,
+        tables: &impl Tables,
+        mut pick: impl FnMut(A) -> Option<(Pa, Attrs)>,
+    ) -> usize {
+        let granule = self.config.geometry.granule();
+        let (near, page) = (near.to_raw(), granule.bytes());
+        let span = Span::of_entry(near, window.min(granule.level_bytes(Level::L2)));
+        let table = match self.find(near, tables) {
+            Some(spot) if spot.level == Level::L3 && spot.entry == Entry::Leaf => spot.table,
+            _ => return 0,
+        };
+        let mut made = 0;
+        let mut addr = span.start;
+        while addr < span.end {
+            let slot = self.slot(table, Level::L3, addr, tables);
+            if slot.load(Relaxed) == entry::ABSENT
+                && let Some((pa, attrs)) = pick(A::from_raw(addr))
+                && let Ok((level, bits)) = self.check(A::from_raw(addr), pa, page, attrs)
+            {
+                slot.store(entry::leaf(pa, level, bits), Release);
+                made += 1;
+            }
+            addr += page;
+        }
+        self.mapped_bytes += made as u64 * page;
+        made
+    }
+
     fn check(&self, addr: A, pa: Pa, size: u64, attrs: Attrs) -> Result<(Level, u64), MapError> {
         let geometry = self.config.geometry;
         let level = geometry

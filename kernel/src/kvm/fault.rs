@@ -151,9 +151,9 @@ fn map(vcpu: &Arc<Vcpu>, ipa: Ipa, slot: Slot, wanted: Wanted) -> Result<Next, B
         return Ok(Next::Guest);
     };
     let access = if wanted.write { Prot::RW } else { Prot::READ };
-    let mapped = vm.mm.with_page(hva, access, |view| {
+    let mapped = vm.mm.with_page_and_others(hva, access, |view, present| {
         let mut memory = vm.memory.lock();
-        let mapped = memory.map(ipa, &slot, &view, wanted);
+        let mapped = memory.map(ipa, &slot, &view, wanted, present);
         let how = events::how(wanted.kind, wanted.write, wanted.exec, false);
         events::mapped(vcpu, &mut memory, ipa, how);
         mapped

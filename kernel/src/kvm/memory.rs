@@ -20,7 +20,11 @@ use super::events;
 use super::nested::Shadows;
 use super::slots::{self, Change, Slot, SlotError, Slots};
 use crate::mem::TablePages;
-use crate::mm::PageView;
+use crate::mm::{PageView, Present};
+
+mod ahead;
+
+pub(super) use ahead::AheadCounts;
 
 /// Why a page could not be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,7 @@ pub(super) struct Memory {
     /// Under which of the guest hypervisor's VMIDs it last ran something so.
     below_vmid: u16,
     vmid_bits: u32,
+    ahead: AheadCounts,
     /// What guest hypervisors' own stage 2 come to.
     pub(super) shadows: Shadows,
 }
@@ -193,6 +198,7 @@ impl Memory {
             vttbr,
             below: None,
             below_vmid: 0,
+            ahead: AheadCounts::default(),
             shadows: Shadows::new(events::vm_number(vttbr)),
             vmid_bits: machine.vmid_bits,
         })
@@ -325,6 +331,10 @@ impl Memory {
 
     fn evict(&mut self, base: Ipa, bytes: u64) {
         self.shadows.forget(base, bytes);
+        let Self { table, ahead, .. } = self;
+        if let Some(table) = table {
+            ahead.going(table, base, bytes);
+        }
         let vttbr = (self.vttbr, self.below);
         self.table()
             .evict(base, bytes, &TablePages)
@@ -383,6 +393,7 @@ impl Memory {
         slot: &Slot,
         view: &PageView,
         wanted: Wanted,
+        present: Present<'_>,
     ) -> Result<(), NotMapped> {
         if self.slot_at(ipa) != Some(*slot) {
             return Err(NotMapped::Retry);
@@ -413,6 +424,12 @@ impl Memory {
         let had = (wanted.kind != Stage2Kind::Translation)
             .then(|| self.table().lookup(ipa, &TablePages))
             .flatten();
+        if let Some(leaf) = &had {
+            self.ahead.gone(Attrs {
+                accessed: true,
+                ..leaf.attrs
+            });
+        }
         let exec = wanted.exec || had.is_some_and(|leaf| leaf.attrs.rights.exec_el1);
         // While pages are logged, only one that was written is writable; a block that was not
         // protected yet says nothing of one page.
@@ -446,6 +463,10 @@ impl Memory {
                 log::error!("mapping {at} to {pa}: {error:?}");
                 return Err(NotMapped::NoMemory);
             }
+        }
+        // Where the page was new, so is what lies round it.
+        if size == slots::PAGE && !view.fresh {
+            self.map_ahead(ipa, slot, wanted, present);
         }
         tlb::publish();
         Ok(())

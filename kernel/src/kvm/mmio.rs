@@ -36,6 +36,7 @@ pub(super) fn access(
         if !write {
             load(state, access, value);
         }
+        vcpu.stats.mmio_kernel.count();
         skip(state);
         return Next::Guest;
     }
@@ -43,10 +44,12 @@ pub(super) fn access(
         && vcpu.vm.io_events.signal(ipa.raw(), len, value)
     {
         events::mmio(vcpu, state, ipa, len, data, MmioBy::EventFd);
+        vcpu.stats.mmio_kernel.count();
         skip(state);
         return Next::Guest;
     }
     events::mmio(vcpu, state, ipa, len, data, MmioBy::Vmm);
+    vcpu.stats.mmio_user.count();
     state.pending_mmio = Some(PendingMmio { access, write });
     Next::Vmm(VmmExit::Mmio(MmioExit {
         phys_addr: ipa.raw(),

@@ -30,6 +30,7 @@ mod run;
 mod sea;
 mod slots;
 mod stage1;
+mod stats;
 mod sysreg;
 mod system;
 mod timer;

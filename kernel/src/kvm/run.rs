@@ -162,7 +162,9 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
         return Err(Errno::EINTR);
     }
     let outside = state.signal_mask.map(|mask| call.thread.replace_mask(mask));
+    vcpu.stats.begin(state.world);
     let result = turns(vcpu, &mut state, call);
+    vcpu.stats.end();
     if let Some(mask) = outside {
         call.thread.replace_mask(mask);
     }
@@ -202,6 +204,7 @@ fn without_gic(vcpu: &Vcpu, state: &mut State) {
 fn turns(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
     loop {
         if call.thread.signal_pending() {
+            vcpu.stats.signals.count();
             return Next::Vmm(VmmExit::Intr);
         }
         match powered(vcpu, state, call) {
@@ -223,7 +226,13 @@ fn turns(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
             }
             // A virtual SError ends a wait, masked or not.
             Next::Wait if state.pending_serror.is_some() => {}
-            Next::Wait => wait(vcpu, call),
+            Next::Wait => {
+                vcpu.stats.end();
+                let since = sched::now();
+                wait(vcpu, call);
+                vcpu.stats.waited(sched::now().saturating_sub(since));
+                vcpu.stats.begin(state.world);
+            }
             Next::BusError(at) => call.thread.memory_error(at),
             leave @ (Next::Vmm(_) | Next::Fail(_)) => return leave,
         }
@@ -264,6 +273,7 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
         events::entry(vcpu, state);
         let exit = guest::run(&mut state.frame, state.hcr, &mut state.fp);
         events::exit(vcpu, state, &exit);
+        vcpu.stats.exit(state.world, &exit);
         vcpu.running_on.store(0, Ordering::SeqCst);
         if state.hcr & guest::HCR_VSE != 0 && !guest::serror_waits() {
             state.hcr &= !guest::HCR_VSE;
@@ -321,7 +331,9 @@ fn powered(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Powered {
         vcpu.leave_el0();
         vcpu.set_blocked(true);
         if vcpu.take_requests() & request::POWER == 0 && !call.thread.signal_pending() {
+            vcpu.stats.end();
             sched::park(None);
+            vcpu.stats.begin(state.world);
         }
         vcpu.set_blocked(false);
         irq::poll();

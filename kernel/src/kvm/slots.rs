@@ -30,7 +30,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    fn contains(&self, ipa: Ipa) -> bool {
+    pub(super) fn contains(&self, ipa: Ipa) -> bool {
         ipa.offset_from(self.base)
             .is_some_and(|offset| offset < self.bytes)
     }

@@ -49,6 +49,7 @@ pub(super) fn extension(number: u64, vm: Option<&Arc<Vm>>) -> u64 {
         | cap::KVM_CAP_ARM_INJECT_EXT_DABT
         | cap::KVM_CAP_ARM_SEA_TO_USER
         | cap::KVM_CAP_ARM_SYSTEM_SUSPEND
+        | cap::KVM_CAP_BINARY_STATS_FD
         | cap::KVM_CAP_IRQCHIP => 1,
         cap::KVM_CAP_SYNC_MMU
         | cap::KVM_CAP_VCPU_ATTRIBUTES

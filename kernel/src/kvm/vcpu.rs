@@ -30,6 +30,7 @@ use umbra_vgic::{CpuIf, LrFile};
 
 use super::mmio::PendingMmio;
 use super::regs::Registers;
+use super::stats::{StatsFile, VcpuStats};
 use super::vm::{Open, Vm, abi};
 use super::{loaded, read_struct, run, system, write_struct};
 use crate::file::{Call, File};
@@ -137,6 +138,7 @@ pub(super) struct Vcpu {
     pub(super) state: Mutex<State>,
     pub(super) hw: SpinLock<Hw>,
     pub(super) power: SpinLock<PowerState>,
+    pub(super) stats: VcpuStats,
     requests: AtomicU32,
     /// CPU + 1 while the run loop is past its last look at the requests.
     pub(super) running_on: AtomicUsize,
@@ -203,6 +205,7 @@ impl Vcpu {
                 },
             ),
             power: SpinLock::new("vcpu power", 164, PowerState::default()),
+            stats: VcpuStats::default(),
             requests: AtomicU32::new(0),
             running_on: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
@@ -436,6 +439,10 @@ impl File for VcpuFile {
             }
             r if r == ioctl::KVM_ARM_VCPU_INIT.raw() => {
                 vcpu.init(&read_struct::<VcpuInit>(&mm, arg)?)
+            }
+            r if r == ioctl::KVM_GET_STATS_FD.raw() => {
+                let file = StatsFile::of_vcpu(vcpu);
+                call.process.install(Arc::new(file), true).map(u64::from)
             }
             r if r == ioctl::KVM_GET_MP_STATE.raw() => {
                 let power = vcpu.power.lock().power;

@@ -276,6 +276,10 @@ impl File for VmFile {
         let raw = |ioctl: umbra_kvm_abi::ioc::Ioctl| ioctl.raw();
         match request {
             r if r == raw(ioctl::KVM_CHECK_EXTENSION) => Ok(system::extension(arg, Some(vm))),
+            r if r == raw(ioctl::KVM_GET_STATS_FD) => {
+                let file = super::stats::StatsFile::of_vm(vm);
+                call.process.install(Arc::new(file), true).map(u64::from)
+            }
             r if r == raw(ioctl::KVM_CREATE_VCPU) => Vm::create_vcpu(&self.open, call, arg),
             r if r == raw(ioctl::KVM_SET_USER_MEMORY_REGION) => {
                 vm.set_memory(&read_struct::<UserspaceMemoryRegion>(&mm, arg)?)

@@ -41,6 +41,7 @@ pub(super) fn bring_in(inner: &mut Inner, addr: Hva, access: Prot) -> Result<Pag
             pa: leaf.pa,
             bytes: leaf.size,
             writable: leaf.attrs.rights.write,
+            fresh: false,
         }),
         None => fill(table, &area, addr, whole),
     }
@@ -87,6 +88,7 @@ fn fill(table: &mut User, area: &Vma<Object>, addr: Hva, whole: bool) -> Result<
                 pa,
                 bytes: FRAME,
                 writable: rights.write,
+                fresh: false,
             })
         }
         Backing::Shared {
@@ -129,6 +131,7 @@ fn install(table: &mut User, at: Hva, pa: Pa, bytes: u64, prot: Prot) -> Result<
         pa,
         bytes,
         writable: rights.write,
+        fresh: true,
     })
 }
 

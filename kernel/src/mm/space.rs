@@ -69,6 +69,8 @@ pub(crate) struct PageView {
     pub(crate) bytes: u64,
     /// Whether the process may write it.
     pub(crate) writable: bool,
+    /// It was brought in just now: its memory is new to everybody.
+    pub(crate) fresh: bool,
 }
 
 /// What is present in an address space, while it is locked.
@@ -84,7 +86,23 @@ impl Present<'_> {
             pa: leaf.pa,
             bytes: leaf.size,
             writable: leaf.attrs.rights.write,
+            fresh: false,
         })
+    }
+
+    /// Shows the pages and blocks of `bytes` from `addr` on that are there and can be read.
+    pub(crate) fn visit(&self, addr: Hva, bytes: u64, mut each: impl FnMut(PageView)) {
+        self.0.visit(addr, bytes, &TablePages, |leaf| {
+            if leaf.attrs.rights.read {
+                each(PageView {
+                    start: leaf.addr,
+                    pa: leaf.pa,
+                    bytes: leaf.size,
+                    writable: leaf.attrs.rights.write,
+                    fresh: false,
+                });
+            }
+        });
     }
 }
 

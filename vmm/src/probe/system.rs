@@ -1,10 +1,15 @@
 //! Questions to /dev/kvm itself, and to every kind of file at once.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use kvm_bindings as kvm;
 use umbra_vmm::kvm::{ioctl_value, owned};
+use umbra_vmm::stats::{self, Stat};
 
+use super::asm::Asm;
 use super::guest::{Machine, create_vm, open};
-use super::{Env, Outcome, abi, granted, holds, refused, same};
+use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
 
 pub(super) fn api_version(_: &Env) -> Outcome {
     let kvm = open()?;
@@ -175,4 +180,57 @@ pub(super) fn bad_pointers(_: &Env) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// The statistics files: what they say of themselves, and that they count. (Linux's names.)
+pub(super) fn statistics(_: &Env) -> Outcome {
+    let machine = Machine::new()?;
+    let mut asm = Asm::new();
+    asm.mov(0, 0x8400_0000).hvc().report(0).report(0);
+    let vcpu = machine.vcpu_with(0, &asm)?;
+    for fd in [&machine.vm, &vcpu.fd] {
+        // The argument is not looked at.
+        granted(ioctl_value(fd, abi::GET_STATS_FD, 7), "KVM_GET_STATS_FD").map(owned)?;
+    }
+    let file = granted(ioctl_value(&vcpu.fd, abi::GET_STATS_FD, 0), "of a vCPU").map(owned)?;
+    let file = File::from(file);
+    let read = || -> Check<Vec<Stat>> {
+        let mut bytes = [0; 16384];
+        let count = file.read_at(&mut bytes, 0).map_err(|e| e.to_string())?;
+        // Piece by piece it is the same file.
+        let mut piece = [0; 100];
+        let more = file.read_at(&mut piece, 24).map_err(|e| e.to_string())?;
+        same(&piece[..more], &bytes[24..24 + more], "a piece of the file")?;
+        stats::parse(&bytes[..count]).ok_or_else(|| "not a statistics file".to_owned())
+    };
+    let get = |stats: &[Stat], name: &str| {
+        let found = stats.iter().find(|stat| stat.name == name);
+        found.map(|stat| stat.value).ok_or(format!("no {name}"))
+    };
+    let before = read()?;
+    for name in ["exits", "mmio_exit_user", "hvc_exit_stat"] {
+        same(get(&before, name)?, 0, name)?;
+    }
+    vcpu.report()?;
+    vcpu.report()?;
+    let after = read()?;
+    same(get(&after, "hvc_exit_stat")?, 1, "hypercalls")?;
+    same(get(&after, "mmio_exit_user")?, 2, "device accesses")?;
+    holds(get(&after, "exits")? >= 3, || {
+        "exits are not counted".to_owned()
+    })?;
+    for name in [
+        "wfi_exit_stat",
+        "wfe_exit_stat",
+        "mmio_exit_kernel",
+        "signal_exits",
+    ] {
+        get(&after, name)?;
+    }
+    // At the end there is nothing more.
+    let mut rest = [0; 8];
+    let end = file
+        .read_at(&mut rest, 1 << 20)
+        .map_err(|e| e.to_string())?;
+    same(end, 0, "bytes beyond the end")
 }

@@ -10,6 +10,7 @@ use crate::nested::{self, Storeys};
 use crate::progress::{note, step};
 use crate::qemu::{End, Machine};
 use crate::setup::{self, Flavour};
+use crate::statistics;
 use crate::trace::{About, Request};
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
@@ -81,6 +82,10 @@ pub(crate) fn run(ws: &Workspace, args: &NestedArgs) -> Result<ExitCode> {
             eprintln!("xtask: failed: {expected:?} is not in the console");
             return Ok(ExitCode::FAILURE);
         }
+    }
+    let told = statistics::tables(&outcome.console);
+    for text in told.iter().filter_map(statistics::of_storeys) {
+        print!("{text}");
     }
     note(&format!(
         "{} ran as L1 and as L2 on umbra; {:.0} s",

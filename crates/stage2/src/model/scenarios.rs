@@ -646,3 +646,51 @@ fn a_leaf_alone_is_removed_and_its_table_stays() {
     assert_eq!(table.table_pages(), table.geometry().root_tables());
     end(table, &tables);
 }
+
+#[test]
+fn pages_round_one_are_filled_where_nothing_is() {
+    let (mut table, tables) = canonical();
+    let near = 8 * BLOCK + 3 * PAGE;
+    let nothing = |_| -> Option<(Pa, Attrs)> { panic!("nobody asks") };
+    assert_eq!(
+        table.fill_near(Ipa::new(near), 16 * PAGE, &tables, nothing),
+        0
+    );
+    fresh(&mut table, &tables, near, 0xa0 * BLOCK, PAGE);
+    fresh(&mut table, &tables, near + PAGE, 0xb0 * BLOCK, PAGE);
+    let mut asked = Vec::new();
+    let made = table.fill_near(Ipa::new(near), 16 * PAGE, &tables, |addr| {
+        asked.push(addr.raw());
+        let pa = match (addr.raw() - 8 * BLOCK) / PAGE {
+            5 => return None,
+            // Beyond the machine.
+            6 => 1 << 40,
+            n => 0xc0 * BLOCK + n * PAGE,
+        };
+        Some((Pa::new(pa), RW))
+    });
+    let others: Vec<u64> = (0..16)
+        .filter(|n| ![3, 4].contains(n))
+        .map(|n| 8 * BLOCK + n * PAGE)
+        .collect();
+    assert_eq!((asked, made), (others, 12));
+    let pa = |n: u64| {
+        table
+            .lookup(Ipa::new(8 * BLOCK + n * PAGE), &tables)
+            .map(|leaf| leaf.pa)
+    };
+    assert_eq!(
+        (pa(3), pa(4)),
+        (Some(Pa::new(0xa0 * BLOCK)), Some(Pa::new(0xb0 * BLOCK)))
+    );
+    assert_eq!((pa(5), pa(6), pa(16)), (None, None, None));
+    assert_eq!(pa(15), Some(Pa::new(0xc0 * BLOCK + 15 * PAGE)));
+    assert_eq!(table.mapped_bytes(), 14 * PAGE);
+    // A block has no pages round it.
+    fresh(&mut table, &tables, 4 * BLOCK, 0x80 * BLOCK, BLOCK);
+    assert_eq!(
+        table.fill_near(Ipa::new(4 * BLOCK), 16 * PAGE, &tables, nothing),
+        0
+    );
+    end(table, &tables);
+}

@@ -143,6 +143,7 @@ pub(in crate::kvm) fn shadow(
         },
     };
     state.last_far = fault.gva.raw();
+    vcpu.stats.shadow_faults.count();
     let Some(id) = vcpu.hw.lock().shadow else {
         return Next::Guest;
     };
@@ -197,6 +198,7 @@ pub(in crate::kvm) fn shadow(
 
 /// The guest hypervisor's to handle.
 fn reflect_fault(vcpu: &Arc<Vcpu>, state: &mut State, told: &Reflection) {
+    vcpu.stats.reflected.count();
     let (esr, far) = (told.esr.raw(), told.far.raw());
     switch::leave(vcpu, state, Vector::Sync, Some(esr), Some(far));
     let hpfar = told.hpfar.raw();

@@ -67,6 +67,16 @@ impl Counts {
     }
 }
 
+/// Shadows at a glance.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::kvm) struct Summary {
+    /// Entries that are still there counted as well.
+    pub(in crate::kvm) counts: Counts,
+    pub(in crate::kvm) contexts: u64,
+    pub(in crate::kvm) entries: u64,
+    pub(in crate::kvm) table_pages: u64,
+}
+
 /// One leaf to be made.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::kvm) struct Fill {
@@ -325,6 +335,12 @@ impl Shadows {
             size: fill.size,
             leaf_shift: fill.leaf_bytes.trailing_zeros().min(48) as u8,
         };
+        if same && let Some(context) = self.pool.get(id) {
+            // Here by an access that the leaf does not allow, or not any more.
+            let had = context.table.lookup(fill.at, &TablePages);
+            self.counts.ahead_used +=
+                u64::from(had.is_some_and(|leaf| leaf.attrs.software & AHEAD != 0));
+        }
         match self.places.insert(place) {
             Ok(Insert::Done | Insert::Known) => {}
             Ok(Insert::Crowded(other)) => self.drop_leaf(&other),
@@ -491,6 +507,22 @@ impl Shadows {
                 .map(|(_, context)| context.vttbr)
                 .collect(),
             Some(_) => self.pool.of_vmid(vmid).filter_map(mine).collect(),
+        }
+    }
+
+    /// What there is and what happened. Costs a look at every entry.
+    pub(in crate::kvm) fn summary(&self) -> Summary {
+        let (mut counts, mut contexts) = (self.counts, 0);
+        for (_, context) in self.pool.values() {
+            contexts += 1;
+            let table = &context.table;
+            table.visit(L2Ipa::new(0), END, &TablePages, |leaf| counts.gone(&leaf));
+        }
+        Summary {
+            counts,
+            contexts,
+            entries: self.places.len() as u64,
+            table_pages: self.tables as u64,
         }
     }
 

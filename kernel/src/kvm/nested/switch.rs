@@ -106,6 +106,7 @@ fn change(
 ) {
     loaded::put(vcpu);
     state.world = world;
+    vcpu.stats.begin(world);
     let virtual_el2 = world == World::VirtualEl2;
     let theirs = {
         let mut hw = vcpu.hw.lock();

@@ -66,7 +66,7 @@ pub(super) fn stage2(
             on_walk,
         } => {
             let level = on_walk
-                .then(|| inject::stage1_level(vcpu, fault.gva, ipa))
+                .then(|| inject::stage1_level(vcpu, state, fault.gva, ipa))
                 .flatten();
             inject::external_abort(vcpu, state, instruction, fault.gva, level);
             Next::Guest

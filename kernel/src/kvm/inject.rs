@@ -155,6 +155,17 @@ pub(super) fn external_abort(
         Some(level) => FSC_EXTERNAL_ON_WALK.wrapping_add_signed(level.number().into()),
         None => FSC_EXTERNAL,
     };
+    if state.world == World::Nested && super::sea::nested_takes(vcpu) {
+        let class = if instruction {
+            EC_INSTRUCTION_ABORT_LOWER
+        } else {
+            EC_DATA_ABORT_LOWER
+        };
+        let esr = class << 26 | IL | status;
+        events::inject(vcpu, state, Injected::ExternalAbort, esr, Some(far.raw()));
+        let vector = nested::Vector::Sync;
+        return nested::leave(vcpu, state, vector, Some(esr), Some(far.raw()));
+    }
     let esr = abort_class(state, instruction) << 26 | IL | status;
     events::inject(vcpu, state, Injected::ExternalAbort, esr, Some(far.raw()));
     take(&mut vcpu.hw.lock(), state, Kind::Sync, esr, Some(far.raw()));
@@ -200,6 +211,6 @@ pub(super) fn pending(vcpu: &Arc<Vcpu>, state: &mut State) {
 
 /// The level of the stage-1 descriptor in the page `ipa` that the walk for `va` met: found by walking
 /// again. `None` where the walk does not come by.
-pub(super) fn stage1_level(vcpu: &Arc<Vcpu>, va: Gva, ipa: Ipa) -> Option<Level> {
-    super::stage1::level_of(vcpu, va, ipa)
+pub(super) fn stage1_level(vcpu: &Arc<Vcpu>, state: &State, va: Gva, ipa: Ipa) -> Option<Level> {
+    super::stage1::level_of(vcpu, state, va, ipa)
 }

@@ -115,7 +115,7 @@ pub(super) fn consumed<A: umbra_arm64::Address>(
     let level = fault.s1ptw.then(|| {
         // The address as the guest's tables have it. A walk that does not come by has changed since.
         let at = place.below.map(|at| Ipa::new(at.raw())).or(place.ipa);
-        at.and_then(|at| inject::stage1_level(vcpu, fault.gva, at))
+        at.and_then(|at| inject::stage1_level(vcpu, state, fault.gva, at))
             .unwrap_or(Level::L3)
     });
     let sea = Sea::of_poison(esr, fault.gva, fault.address, level);
@@ -226,7 +226,7 @@ pub(super) fn inject(vcpu: &Arc<Vcpu>, state: &mut State, told: Option<Told>) {
 }
 
 /// Whether the guest hypervisor takes external aborts of what it runs (HCR_EL2.TEA, TGE).
-fn nested_takes(vcpu: &Vcpu) -> bool {
+pub(super) fn nested_takes(vcpu: &Vcpu) -> bool {
     const TGE: u64 = 1 << 27;
     const TEA: u64 = 1 << 37;
     vcpu.hw.lock().regs.get(Reg::HcrEl2) & (TGE | TEA) != 0

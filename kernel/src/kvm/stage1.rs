@@ -1,10 +1,11 @@
-//! The guest's own stage 1, as far as a plain guest's faults need it: at which level the walk for an
-//! address meets a given page.
+//! The guest's own stage 1, as far as its faults need it: at which level the walk for an address meets a
+//! given page. Of what a guest hypervisor runs, the tables lie behind that hypervisor's stage 2.
 
 use umbra_arm64::sysreg::Reg;
 use umbra_arm64::{Gva, Ipa, Level};
 
-use super::vcpu::Vcpu;
+use super::nested;
+use super::vcpu::{State, Vcpu};
 
 /// A guest's translation table registers for one half of its address space.
 struct Half {
@@ -39,9 +40,9 @@ fn half(vcpu: &Vcpu, va: Gva) -> Option<Half> {
     })
 }
 
-/// The level whose descriptor lies in the page `ipa`. `None` if the walk does not come by, or its
-/// tables cannot be read.
-pub(super) fn level_of(vcpu: &Vcpu, va: Gva, ipa: Ipa) -> Option<Level> {
+/// The level whose descriptor lies in the page `ipa`, by the addresses that the tables have. `None` if
+/// the walk does not come by, or its tables cannot be read.
+pub(super) fn level_of(vcpu: &Vcpu, state: &State, va: Gva, ipa: Ipa) -> Option<Level> {
     let half = half(vcpu, va)?;
     let stride = half.page_shift - 3;
     let levels = (half.input_bits - half.page_shift).div_ceil(stride);
@@ -56,7 +57,7 @@ pub(super) fn level_of(vcpu: &Vcpu, va: Gva, ipa: Ipa) -> Option<Level> {
         if at.align_down(4096) == ipa.align_down(4096) {
             return Level::from_number(3 - i8::try_from(remaining).ok()?);
         }
-        let descriptor = read(vcpu, at)?;
+        let descriptor = read(vcpu, state, at)?;
         if descriptor & 3 != 3 {
             return None;
         }
@@ -65,7 +66,8 @@ pub(super) fn level_of(vcpu: &Vcpu, va: Gva, ipa: Ipa) -> Option<Level> {
     None
 }
 
-fn read(vcpu: &Vcpu, at: Ipa) -> Option<u64> {
+fn read(vcpu: &Vcpu, state: &State, at: Ipa) -> Option<u64> {
+    let at = nested::through_stage2(vcpu, state, at)?;
     let slot = vcpu.vm.memory.lock().slot_at(at)?;
     vcpu.vm.mm.read_word(slot.hva_of(at)?, 3).ok()
 }

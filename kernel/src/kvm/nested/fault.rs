@@ -10,7 +10,7 @@ use umbra_abort::{
     Stage2Fault, Wanted, mapping_size, reflect, resolve_shadow, shadow_rights,
 };
 use umbra_arm64::sysreg::Reg;
-use umbra_arm64::{Esr, Granule, Hva, Ipa, L2Ipa, Pa, Rights};
+use umbra_arm64::{Esr, Granule, Hva, Ipa, L2Ipa, Level, Pa, Rights};
 use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_linux::Errno;
 use umbra_linux::vma::Prot;
@@ -196,6 +196,17 @@ pub(in crate::kvm) fn shadow(
     }
 }
 
+/// Where an address that stage 1 of the running guest has in its tables lies in the VM: behind the guest
+/// hypervisor's stage 2, if that is on. `None` where it does not allow the read.
+pub(in crate::kvm) fn through_stage2(vcpu: &Vcpu, state: &State, at: Ipa) -> Option<Ipa> {
+    if vcpu.hw.lock().shadow.is_none() {
+        return Some(at);
+    }
+    let (config, at) = (config(vcpu, state), L2Ipa::new(at.raw()));
+    let mapping = stage2::walk(&config, at, Access::AtWalkRead, &mut VmMemory(&vcpu.vm));
+    Some(mapping.ok()?.translation.output)
+}
+
 /// The guest hypervisor's to handle.
 fn reflect_fault(vcpu: &Arc<Vcpu>, state: &mut State, told: &Reflection) {
     vcpu.stats.reflected.count();
@@ -255,7 +266,11 @@ fn resolve(
         }
         Action::MemoryFault { ipa } => fault::memory_fault(ipa),
         Action::InjectSea { instruction, .. } | Action::InjectAddressSize { instruction } => {
-            inject::external_abort(vcpu, state, instruction, fault.gva, None);
+            let level = fault.s1ptw.then(|| {
+                let at = Ipa::new(found.at.raw());
+                inject::stage1_level(vcpu, state, fault.gva, at).unwrap_or(Level::L3)
+            });
+            inject::external_abort(vcpu, state, instruction, fault.gva, level);
             Next::Guest
         }
         // The page was not known to be bad when the slot was looked up: it is found out by mapping it.

@@ -22,7 +22,7 @@ use umbra_arm64::sysreg::Reg;
 use umbra_hw::guest::HwPstate;
 use umbra_linux::Errno;
 
-pub(super) use fault::shadow as shadow_fault;
+pub(super) use fault::{shadow as shadow_fault, through_stage2};
 pub(super) use interrupts::{load as load_interface, maintenance_line, save as save_interface};
 pub(super) use route::is_theirs;
 pub(super) use shadow::{Fill, Shadows};

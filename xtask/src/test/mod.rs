@@ -6,6 +6,7 @@ mod cases;
 mod host;
 mod judge;
 mod libtest;
+mod pages;
 mod report;
 mod sabotage;
 mod terminal;
@@ -46,6 +47,7 @@ pub(crate) fn run(ws: &Workspace, args: &TestArgs) -> Result<ExitCode> {
         words: args.filters.clone(),
     };
     stage("host", || host::run(ws, &filter, &mut tally))?;
+    stage("pages", || pages::run(ws, &filter, &mut tally))?;
     if !args.host {
         // What does not build is a failed test too: the last line is printed in any case.
         if let Err(error) = on_target(ws, args, &filter, &mut tally) {

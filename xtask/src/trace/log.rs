@@ -214,68 +214,10 @@ impl Schema {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
+    use super::super::sample::{File, at};
     use super::Log;
-    use umbra_trace::block::{Header, KIND_RING, KIND_SCHEMA};
-    use umbra_trace::{Event, Head, Record, Storey, schema};
-
-    /// A trace file in the making.
-    #[derive(Default)]
-    pub(crate) struct File(pub(crate) Vec<u8>);
-
-    /// An event at a time, about a storey of vCPU 0 of VM 1.
-    pub(crate) fn at(time: u64, storey: Storey, event: Event) -> Record {
-        let (kind, words) = event.encode();
-        let (vcpu, vm) = (0, u16::from(storey >= Storey::Guest));
-        let head = Head {
-            kind,
-            storey: storey as u8,
-            vcpu,
-            vm,
-        };
-        Record { time, head, words }
-    }
-
-    impl File {
-        /// With this version's schema.
-        pub(crate) fn described() -> Self {
-            let mut text = String::new();
-            schema::write(&mut text).unwrap();
-            Self::with_schema(&text)
-        }
-
-        pub(crate) fn with_schema(text: &str) -> Self {
-            Self::default().block(KIND_SCHEMA, (0, 0, 0), text.as_bytes())
-        }
-
-        pub(crate) fn ring(self, cpu: u64, capacity: u64, records: &[Record]) -> Self {
-            let content: Vec<u8> = records
-                .iter()
-                .flat_map(|record| record.to_words())
-                .flat_map(u64::to_le_bytes)
-                .collect();
-            self.block(KIND_RING, (cpu, capacity, records.len() as u64), &content)
-        }
-
-        fn block(
-            mut self,
-            kind: u32,
-            (cpu, capacity, written): (u64, u64, u64),
-            content: &[u8],
-        ) -> Self {
-            let header = Header {
-                kind,
-                bytes: content.len() as u64,
-                cpu,
-                frequency: 1_000_000_000,
-                capacity,
-                written,
-            };
-            self.0.extend(header.to_bytes());
-            self.0.extend(content);
-            self
-        }
-    }
+    use umbra_trace::{Event, Record, Storey};
 
     fn irq(time: u64) -> Record {
         at(time, Storey::Umbra, Event::Interrupt { irq: 27 })
@@ -313,11 +255,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_full_ring_says_what_it_lost() {
-        let mut file = File::described();
-        let at = file.0.len();
-        file = file.ring(0, 2, &[irq(3), irq(2)]);
-        // Written: 5.
-        file.0[at + 48] = 5;
+        let file = File::described().ring_of(0, 2, 5, &[irq(3), irq(2)]);
         let log = Log::read(&file.0).unwrap();
         assert_eq!(log.dropped(), 3);
         assert_eq!(log.cpus[0].records[0].time, 2);

@@ -10,6 +10,8 @@ mod exits;
 mod log;
 pub(crate) mod memory;
 mod replay;
+mod report;
+pub(crate) mod sample;
 mod story;
 mod summary;
 mod tracks;
@@ -136,7 +138,9 @@ fn look(ws: &Workspace, file: &Path, report: bool, about: &About<'_>) -> Result<
     }
     print!("{}", summary::lines(&log, &story));
     if report {
-        note(&format!("{} {:?} {}", about.name, about.end, about.qemu));
+        let page = file.with_extension("report.html");
+        tell(&log, &story, about, &page)?;
+        note(&format!("report: {}", ws.show(&page)));
     }
     Ok(())
 }
@@ -177,8 +181,18 @@ pub(crate) fn verify(
             read.instants
         );
     }
-    note(&format!("{} {:?} {}", about.name, about.end, about.qemu));
-    Ok(())
+    tell(&log, &story, about, &file.with_extension("report.html"))
+}
+
+fn tell(log: &Log, story: &story::Story, about: &About<'_>, page: &Path) -> Result<()> {
+    let text = report::page(log, story, about);
+    fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))
+}
+
+/// The report of a file's bytes, as text.
+pub(crate) fn page_of(bytes: &[u8], about: &About<'_>) -> Result<String> {
+    let log = Log::read(bytes)?;
+    Ok(report::page(&log, &replay::replay(&log), about))
 }
 
 fn draw(log: &Log, tracks: &tracks::Tracks, json: &Path) -> Result<Checker> {

@@ -49,8 +49,8 @@ fn line(log: &Log, row: &Row) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::log::tests::{File, at};
     use super::super::replay::replay;
+    use super::super::sample::{File, at};
     use super::{Log, lines};
     use umbra_trace::{Event, ExitKind, Storey};
 

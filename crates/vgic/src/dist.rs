@@ -1,6 +1,7 @@
 //! The distributor's own registers: GICD_CTLR, GICD_TYPER, `GICD_IROUTER<n>`.
 
 use crate::FIRST_SPI;
+use crate::lpi::INTID_BITS;
 use crate::vcpus::Kicks;
 use crate::vgic::{Affinity, Vgic};
 
@@ -13,6 +14,8 @@ const CTLR_DS: u32 = 1 << 6;
 
 /// INTIDs are 10 bits wide while there are no LPIs: GICD_TYPER.IDbits is one less.
 const TYPER_IDBITS: u32 = 9 << 19;
+/// With LPIs, as many bits as they have.
+const TYPER_LPIS: u32 = 1 << 17 | (INTID_BITS - 1) << 19;
 const TYPER_A3V: u32 = 1 << 24;
 /// No 1-of-N routing: IROUTER.Interrupt_Routing_Mode is RES0.
 const TYPER_NO1N: u32 = 1 << 25;
@@ -35,7 +38,7 @@ impl Vgic {
         }
         let mut kicks = Kicks::NONE;
         for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
-            if !vcpu.candidates.is_empty() {
+            if !vcpu.candidates.is_empty() || !vcpu.lpi_candidates.is_empty() {
                 vcpu.dirty = true;
                 kicks.insert(index);
             }
@@ -51,7 +54,12 @@ impl Vgic {
         } else {
             0
         };
-        lines | TYPER_IDBITS | a3v | TYPER_NO1N | rss
+        let ids = if self.lpis.present {
+            TYPER_LPIS
+        } else {
+            TYPER_IDBITS
+        };
+        lines | ids | a3v | TYPER_NO1N | rss
     }
 
     /// `GICD_IROUTER<n>`; zero for what is no SPI of this VM.

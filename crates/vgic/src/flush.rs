@@ -9,6 +9,7 @@
 //!   n-th such EOI is for the n-th most urgent of them, as EOIs nest. With EOImode = 1 any may be meant, so ICC_DIR_EL1 traps.
 
 use crate::cpuif::{HcrBits, Vmcr};
+use crate::lpi::FIRST_LPI;
 use crate::lr::{LrFile, MAX_LRS};
 use crate::mmio::Refusal;
 use crate::vcpus::{Kicks, VcpuSet};
@@ -112,7 +113,10 @@ impl Vgic {
                 continue;
             };
             // "Pending and active" might count as a pending register, and NPIE would not fire.
-            lrs.push(irq.load(intid, vcpu as u8, signalled, !pending_outside));
+            let lr = irq.load(intid, vcpu as u8, signalled, !pending_outside);
+            // Within here an LPI has a number.
+            let intid = self.lpis.intid(intid).unwrap_or(intid);
+            lrs.push(lr.with_vintid(intid));
         }
 
         let spis_elsewhere = self
@@ -160,7 +164,12 @@ impl Vgic {
             kicks |= self.end(vcpu, intid, true);
         }
         for lr in lrs.loaded() {
-            let intid = lr.vintid();
+            let intid = match lr.vintid() {
+                lpi if lpi >= FIRST_LPI => {
+                    self.lpis.resident_number(lpi, vcpu as u8).unwrap_or(lpi)
+                }
+                intid => intid,
+            };
             let Some(irq) = self
                 .irq_mut(vcpu, intid)
                 .filter(|irq| irq.resident == Some(vcpu as u8))
@@ -168,6 +177,10 @@ impl Vgic {
                 continue;
             };
             let deactivated = irq.unload(lr.state(), vcpu as u8);
+            if core::mem::take(&mut irq.end_asked) && irq.active {
+                kicks |= self.end(vcpu, intid, true);
+                continue;
+            }
             let notify = deactivated && irq.notify_eoi;
             self.eois.set(intid, notify || self.eois.contains(intid));
             kicks |= self.settle(vcpu, intid);
@@ -179,17 +192,25 @@ impl Vgic {
         kicks.without(vcpu)
     }
 
-    /// `vcpu` wrote ICC_DIR_EL1, trapped: ends the active state of `intid`, wherever it is.
+    /// `vcpu` wrote ICC_DIR_EL1, trapped: ends the active state of `intid`, wherever it is. What another vCPU's list
+    /// registers hold ends when they are taken back: that vCPU is kicked, and would otherwise only load it again
+    /// before anybody could end it.
     ///
     /// # Errors
-    /// [`Refusal::NeedsSync`]: the interrupt is in the list registers of these vCPUs.
+    /// [`Refusal::NeedsSync`]: the interrupt is in the list registers of this vCPU.
     pub fn deactivate(&mut self, vcpu: usize, intid: u32) -> Result<Kicks, Refusal> {
-        match self.irq(vcpu, intid) {
-            Some(irq) => match irq.resident {
-                Some(holder) => Err(Refusal::NeedsSync(VcpuSet::one(usize::from(holder)))),
-                None if irq.active => Ok(self.end(vcpu, intid, true)),
-                None => Ok(Kicks::NONE),
-            },
+        let Some(irq) = self.irq_mut(vcpu, intid) else {
+            return Ok(Kicks::NONE);
+        };
+        match irq.resident {
+            Some(holder) if usize::from(holder) == vcpu => {
+                Err(Refusal::NeedsSync(VcpuSet::one(vcpu)))
+            }
+            Some(holder) => {
+                irq.end_asked = true;
+                Ok(self.kick(Some(holder)))
+            }
+            None if irq.active => Ok(self.end(vcpu, intid, true)),
             None => Ok(Kicks::NONE),
         }
     }
@@ -198,11 +219,7 @@ impl Vgic {
     /// Sync first: an interrupt in a list register counts as pending here, as it may have been when last seen.
     #[must_use]
     pub fn has_pending(&self, vcpu: usize, vmcr: Vmcr) -> bool {
-        let Some(gic) = self.vcpus.get(vcpu) else {
-            return false;
-        };
-        gic.candidates
-            .iter()
+        self.candidates(vcpu)
             .filter_map(|intid| self.irq(vcpu, intid))
             .any(|irq| {
                 let group = if irq.group1 {
@@ -237,7 +254,7 @@ impl Vgic {
     /// The pending interrupts `vcpu` could take, and the active ones it has.
     fn survey(&self, vcpu: usize) -> (Urgent, Urgent) {
         let (mut pending, mut active) = (Urgent::new(), Urgent::new());
-        for intid in self.vcpus[vcpu].candidates.iter() {
+        for intid in self.candidates(vcpu) {
             let Some(irq) = self.irq(vcpu, intid) else {
                 continue;
             };
@@ -251,7 +268,7 @@ impl Vgic {
     }
 
     fn most_urgent_active_outside(&self, vcpu: usize) -> Option<u32> {
-        let candidates = self.vcpus.get(vcpu)?.candidates.iter();
+        let candidates = self.candidates(vcpu);
         let outside = candidates.filter_map(|intid| Some((intid, self.irq(vcpu, intid)?)));
         let outside = outside.filter(|(_, irq)| irq.active && irq.resident.is_none());
         outside

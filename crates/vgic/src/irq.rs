@@ -26,6 +26,8 @@ pub(crate) struct Irq {
     pub(crate) group1: bool,
     /// Report deactivation through `take_eois`.
     pub(crate) notify_eoi: bool,
+    /// Another vCPU deactivated it (ICC_DIR_EL1) while a list register had it: it ends when that is taken back.
+    pub(crate) end_asked: bool,
     pub(crate) priority: u8,
     /// The vCPU whose list registers hold this interrupt.
     pub(crate) resident: Option<u8>,
@@ -76,6 +78,7 @@ impl Irq {
             .with_group1(self.group1)
             .with_state(LrState::new(pending, self.active));
         self.resident = Some(vcpu);
+        self.end_asked = false;
         if pending {
             self.handed = self.latch;
             self.latch = false;

@@ -26,7 +26,7 @@
 //! # Locking and the caller's duties
 //!
 //! One spin lock around `Vgic` in `docs/locking.md`; every call is short (the longest walks the candidates of one
-//! vCPU, or 32 interrupts). Nothing allocates after [`Vgic::new`].
+//! vCPU, or 32 interrupts). Nothing allocates after [`Vgic::new`], but for [`Vgic::map_lpi`].
 //!
 //! - Calls return [`Kicks`]: the vCPUs whose list registers should be recomputed. Make each leave the guest (or wake up),
 //!   `sync`, `flush`, enter. [`Vgic::needs_flush`] says the same of one vCPU, for the check before guest entry. A vCPU
@@ -42,7 +42,8 @@
 //! nest; a guest that changes the priority of an interrupt while it is active, or mixes ISACTIVER with more nested
 //! interrupts than there are list registers, may see another one of its own ended.
 //!
-//! Not here yet: LPIs and the ITS (INTIDs are `u32` for them), and nested ICH_* registers.
+//! LPIs exist as far as an ITS maps them (`lpi`, `its`); their memory is asked for when they are mapped, never when
+//! they arrive. Not here: nested ICH_* registers.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -58,6 +59,8 @@ mod flush;
 mod icc;
 mod irq;
 mod irqset;
+mod its;
+mod lpi;
 mod lr;
 mod mmio;
 mod placement;
@@ -72,6 +75,11 @@ pub use cpuif::{CpuIf, HcrBits, Vmcr, Vtr};
 pub use flush::{Flushed, LinkedPpis};
 pub use icc::{IccReg, InvalidIcc};
 pub use irqset::IrqSet;
+pub use its::{
+    COMMAND_BYTES, Command, Host, ITS_FRAME_BYTES, Its, ItsWrite, NoSuchEvent, TableError,
+    has_its_register,
+};
+pub use lpi::{FIRST_LPI, LpiConfig, MAX_LPIS, TooManyLpis};
 pub use lr::{Lr, LrFile, LrState, MAX_LRS};
 pub use mmio::{
     Access, Frame, REDIST_STRIDE, Refusal, has_register, needs_all_stopped, redist_frame,

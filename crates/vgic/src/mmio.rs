@@ -114,6 +114,9 @@ impl Vgic {
             Reg::Iidr => u64::from(IIDR),
             Reg::Pidr2 => PIDR2_GICV3,
             Reg::Irouter => part(self.irouter((offset - region.start) / 8), offset, len),
+            Reg::GicrCtlr => self.gicr_ctlr(frame.vcpu()),
+            Reg::Propbaser => part(self.lpis.propbaser, offset, len),
+            Reg::Pendbaser => part(self.pendbaser(frame.vcpu()), offset, len),
             Reg::GicrTyper => part(self.gicr_typer(frame.vcpu()), offset, len),
             Reg::Bank(bank) => self.read_bank(
                 access,
@@ -158,6 +161,17 @@ impl Vgic {
             | Reg::Pidr2
             | Reg::GicrTyper => Ok(Kicks::NONE),
             Reg::GicdCtlr => Ok(self.set_gicd_ctlr(value as u32)),
+            Reg::GicrCtlr => Ok(self.set_gicr_ctlr(frame.vcpu(), value)),
+            Reg::Propbaser => {
+                let value = with_part(self.lpis.propbaser, offset, len, value);
+                self.set_propbaser(frame.vcpu(), value);
+                Ok(Kicks::NONE)
+            }
+            Reg::Pendbaser => {
+                let value = with_part(self.pendbaser(frame.vcpu()), offset, len, value);
+                self.set_pendbaser(frame.vcpu(), value);
+                Ok(Kicks::NONE)
+            }
             Reg::Irouter => {
                 let intid = (offset - region.start) / 8;
                 Ok(self.set_irouter(intid, with_part(self.irouter(intid), offset, len, value)))

@@ -16,6 +16,9 @@ pub(crate) enum Reg {
     Irouter,
     Pidr2,
     GicrTyper,
+    GicrCtlr,
+    Propbaser,
+    Pendbaser,
     Bank(Bank),
 }
 
@@ -86,15 +89,16 @@ pub(crate) const DIST: &[Region] = &[
     at(0xffec, 0x014, Word, Reg::Zero),
 ];
 
-/// GICR_* of RD_base, ascending. There are no LPIs: GICR_CTLR has nothing to enable, the tables have no base.
+/// GICR_* of RD_base, ascending. Without an ITS, GICR_CTLR has nothing to enable and the tables have no base.
 pub(crate) const RD: &[Region] = &[
-    at(0x0000, 0x004, Word, Reg::Zero), // GICR_CTLR
+    at(0x0000, 0x004, Word, Reg::GicrCtlr),
     at(0x0004, 0x004, Word, Reg::Iidr),
     at(0x0008, 0x008, WordOrDouble, Reg::GicrTyper),
     at(0x0010, 0x004, Word, Reg::Zero),         // GICR_STATUSR
     at(0x0014, 0x004, Word, Reg::Zero),         // GICR_WAKER: always awake
     at(0x0040, 0x010, WordOrDouble, Reg::Zero), // GICR_SETLPIR, GICR_CLRLPIR
-    at(0x0070, 0x010, WordOrDouble, Reg::Zero), // GICR_PROPBASER, GICR_PENDBASER
+    at(0x0070, 0x008, WordOrDouble, Reg::Propbaser),
+    at(0x0078, 0x008, WordOrDouble, Reg::Pendbaser),
     at(0x00a0, 0x008, WordOrDouble, Reg::Zero), // GICR_INVLPIR
     at(0x00b0, 0x008, WordOrDouble, Reg::Zero), // GICR_INVALLR
     at(0x00c0, 0x004, Word, Reg::Zero),         // GICR_SYNCR

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use crate::cpuif::Vtr;
 use crate::irq::Irq;
 use crate::irqset::IrqSet;
+use crate::lpi::{LPI_BASE, Lpis};
 use crate::vcpus::{Kicks, MAX_VCPUS, VcpuSet};
 use crate::{FIRST_SPI, SPI_END};
 
@@ -17,6 +18,11 @@ impl Affinity {
     #[must_use]
     pub const fn from_mpidr(mpidr: u64) -> Self {
         Self((mpidr >> 8) as u32 & 0xff00_0000 | mpidr as u32 & 0x00ff_ffff)
+    }
+
+    /// The number of the vCPU: its id, of which KVM makes the affinity, sixteen to the lowest level.
+    pub(crate) const fn number(self) -> u64 {
+        (self.0 & 0xf | (self.0 >> 8 & 0xff) << 4 | (self.0 >> 16 & 0xff) << 12) as u64
     }
 
     /// To the layout of `GICD_IROUTER<n>`.
@@ -64,6 +70,12 @@ pub(crate) struct VcpuGic {
     pub(crate) private: [Irq; FIRST_SPI as usize],
     /// Interrupts `flush` has to look at.
     pub(crate) candidates: IrqSet,
+    /// LPIs among them, by number less [`LPI_BASE`].
+    pub(crate) lpi_candidates: IrqSet,
+    /// GICR_CTLR.EnableLPIs.
+    pub(crate) takes_lpis: bool,
+    /// GICR_PENDBASER.
+    pub(crate) pendbaser: u64,
     /// Between `flush` and `sync`.
     pub(crate) loaded: bool,
     /// Something changed since `flush`.
@@ -86,6 +98,8 @@ pub struct Vgic {
     pub(crate) group0: bool,
     pub(crate) group1: bool,
     pub(crate) eois: IrqSet,
+    pub(crate) lpis: Lpis,
+    pub(crate) lpi_starts: VcpuSet,
 }
 
 impl Vgic {
@@ -147,6 +161,8 @@ impl Vgic {
             group0: false,
             group1: false,
             eois: IrqSet::default(),
+            lpis: Lpis::default(),
+            lpi_starts: VcpuSet::NONE,
         })
     }
 
@@ -259,6 +275,7 @@ impl Vgic {
 
     pub(crate) fn irq(&self, vcpu: usize, intid: u32) -> Option<&Irq> {
         match intid.checked_sub(FIRST_SPI) {
+            Some(_) if intid >= LPI_BASE => self.lpis.irq(intid),
             Some(spi) => self.spis.get(spi as usize),
             None => self.vcpus.get(vcpu)?.private.get(intid as usize),
         }
@@ -266,9 +283,21 @@ impl Vgic {
 
     pub(crate) fn irq_mut(&mut self, vcpu: usize, intid: u32) -> Option<&mut Irq> {
         match intid.checked_sub(FIRST_SPI) {
+            Some(_) if intid >= LPI_BASE => self.lpis.irq_mut(intid),
             Some(spi) => self.spis.get_mut(spi as usize),
             None => self.vcpus.get_mut(vcpu)?.private.get_mut(intid as usize),
         }
+    }
+
+    /// The interrupts that concern `vcpu`, by number.
+    pub(crate) fn candidates(&self, vcpu: usize) -> impl Iterator<Item = u32> + use<> {
+        let gic = self.vcpus.get(vcpu);
+        // Most VMs have no LPIs.
+        let lpis = gic.filter(|_| !self.lpis.is_empty());
+        let lpis = lpis.map(|gic| gic.lpi_candidates.iter());
+        let others = gic.map(|gic| gic.candidates.iter());
+        let lpis = lpis.into_iter().flatten().map(|lpi| LPI_BASE + lpi);
+        others.into_iter().flatten().chain(lpis)
     }
 
     /// Whether GICD_CTLR lets the interrupt's group through.
@@ -278,7 +307,7 @@ impl Vgic {
 
     /// An interrupt with a wire: a PPI or SPI.
     fn wired_mut(&mut self, vcpu: usize, intid: u32) -> Result<&mut Irq, NoSuchIrq> {
-        if intid < 16 {
+        if !(16..LPI_BASE).contains(&intid) {
             return Err(NoSuchIrq);
         }
         self.irq_mut(vcpu, intid).ok_or(NoSuchIrq)
@@ -302,13 +331,13 @@ impl Vgic {
         }
         let owner = irq.owner();
         let before = core::mem::replace(&mut irq.candidate_of, owner);
-        let active_spi = irq.active && intid >= FIRST_SPI;
+        let active_spi = irq.active && (FIRST_SPI..LPI_BASE).contains(&intid);
         if before != owner {
             for (holder, member) in [(before, false), (owner, true)] {
                 if let Some(holder) =
                     holder.and_then(|index| self.vcpus.get_mut(usize::from(index)))
                 {
-                    holder.candidates.set(intid, member);
+                    holder.set_candidate(intid, member);
                 }
             }
         }
@@ -331,6 +360,13 @@ impl Vgic {
 }
 
 impl VcpuGic {
+    fn set_candidate(&mut self, number: u32, member: bool) {
+        match number.checked_sub(LPI_BASE) {
+            Some(lpi) => self.lpi_candidates.set(lpi, member),
+            None => self.candidates.set(number, member),
+        }
+    }
+
     fn new(index: u8, affinity: Affinity, last_in_region: bool) -> Self {
         let ppi = Irq {
             group1: true,
@@ -347,6 +383,9 @@ impl VcpuGic {
             affinity,
             private,
             candidates: IrqSet::default(),
+            lpi_candidates: IrqSet::default(),
+            takes_lpis: false,
+            pendbaser: 0,
             loaded: false,
             dirty: true,
             eoi_mode: false,

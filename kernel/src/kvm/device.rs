@@ -1,4 +1,4 @@
-//! Devices of a VM, of which there is one kind: the VGICv3 (`Documentation/virt/kvm/devices/arm-vgic-v3.rst`).
+//! Devices of a VM: the VGICv3 (`Documentation/virt/kvm/devices/arm-vgic-v3.rst`), and beside it ITSes (`its`).
 //!
 //! ```text
 //!  VM ── KVM_CREATE_DEVICE ──► device file ── KVM_{SET,GET,HAS}_DEVICE_ATTR ─┬─ placement   where the frames are
@@ -9,6 +9,7 @@
 //! Order of set-up: create, number of interrupts, vCPUs, initialise; the frames at any time before a
 //! vCPU runs. After initialisation the number of vCPUs is settled.
 
+mod its;
 mod others;
 mod placement;
 mod registers;
@@ -17,7 +18,8 @@ use alloc::sync::Arc;
 
 use umbra_arm64::sysreg::SysReg;
 use umbra_kvm_abi::device::{
-    CreateDevice, DeviceAttr, KVM_CREATE_DEVICE_TEST, KVM_DEV_TYPE_ARM_VGIC_V3,
+    CreateDevice, DeviceAttr, KVM_CREATE_DEVICE_TEST, KVM_DEV_TYPE_ARM_VGIC_ITS,
+    KVM_DEV_TYPE_ARM_VGIC_V3,
 };
 use umbra_kvm_abi::ioctl;
 use umbra_kvm_abi::vgic::{KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, is_valid_nr_irqs};
@@ -66,10 +68,21 @@ pub(super) fn create(
     create: &mut CreateDevice,
 ) -> Result<(), Errno> {
     let vm = open.vm();
-    if create.kind != KVM_DEV_TYPE_ARM_VGIC_V3 {
+    if !matches!(
+        create.kind,
+        KVM_DEV_TYPE_ARM_VGIC_V3 | KVM_DEV_TYPE_ARM_VGIC_ITS
+    ) {
         return Err(Errno::ENODEV);
     }
     if create.flags & KVM_CREATE_DEVICE_TEST != 0 {
+        return Ok(());
+    }
+    if create.kind == KVM_DEV_TYPE_ARM_VGIC_ITS {
+        let file = its::ItsFile {
+            open: open.clone(),
+            its: vm.itses.create(vm)?,
+        };
+        create.fd = call.process.install(Arc::new(file), true)?;
         return Ok(());
     }
     with_all_stopped(vm, || {
@@ -179,7 +192,9 @@ fn set(vm: &Vm, mm: &Mm, attr: &DeviceAttr) -> Result<(), Errno> {
         }
         Attr::Register(frame, offset) => {
             let value = read_struct::<u32>(mm, attr.addr)?;
-            registers::set_frame(vm, frame, offset, value)
+            registers::set_frame(vm, frame, offset, value)?;
+            super::its::begin_lpis(vm);
+            Ok(())
         }
         Attr::SysReg { vcpu, instr } => {
             let value = read_struct::<u64>(mm, attr.addr)?;
@@ -192,8 +207,7 @@ fn set(vm: &Vm, mm: &Mm, attr: &DeviceAttr) -> Result<(), Errno> {
         Attr::NrIrqs => set_nr_irqs(vm, read_struct(mm, attr.addr)?),
         Attr::Init => init(vm),
         Attr::MaintIrq => set_maint_irq(vm, read_struct(mm, attr.addr)?),
-        // There are no LPIs, so there is nothing to write to their tables.
-        Attr::SavePendingTables => with_all_stopped(vm, || Ok(())),
+        Attr::SavePendingTables => with_all_stopped(vm, || super::its::save_pending(vm)),
     }
 }
 

@@ -96,6 +96,9 @@ impl Gic {
                 Errno::EINVAL
             }
         })?;
+        if vm.itses.are_there() {
+            vgic.allow_lpis();
+        }
         let nested = vm.is_nested();
         for vcpu in 0..affinities.len() {
             for (ppi, physical) in timer::links(nested) {
@@ -273,7 +276,12 @@ impl Gic {
                 None => (vgic.mmio_read(access, frame, offset, len), Kicks::NONE),
             })?;
             match result {
-                Ok(value) => return Some(value),
+                Ok(value) => {
+                    if write.is_some() && matches!(frame, Frame::Rd(_)) {
+                        super::its::begin_lpis(vm);
+                    }
+                    return Some(value);
+                }
                 Err(Refusal::NeedsSync(vcpus)) if attempt < 16 => self.sync_vcpus(vcpu, vcpus),
                 Err(_) => return Some(0),
             }
@@ -372,8 +380,11 @@ impl EventSink for IrqSink {
                     ((), vgic.inject_edge(0, intid).unwrap_or(Kicks::NONE))
                 });
             }
-            // Messages go to an ITS, of which there is none.
-            Some(Route::Msi(_)) | None => {}
+            Some(Route::Msi(msi)) => {
+                // What the guest does not take is lost, as a device's message is.
+                let _ = vm.itses.message(&vm, &msi);
+            }
+            None => {}
         }
     }
 }

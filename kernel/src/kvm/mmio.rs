@@ -31,7 +31,12 @@ pub(super) fn access(
 ) -> Next {
     let len = access.size.bytes() as u32;
     let data = write.then(|| swapped(state, access, read_x(state, access.register) & mask(access)));
-    if let Some(value) = vcpu.vm.gic.mmio(vcpu, ipa.raw(), len as u8, data) {
+    let vm = &vcpu.vm;
+    let in_kernel = vm
+        .gic
+        .mmio(vcpu, ipa.raw(), len as u8, data)
+        .or_else(|| vm.itses.mmio(vm, ipa.raw(), len as u8, data));
+    if let Some(value) = in_kernel {
         events::mmio(vcpu, state, ipa, len, data, MmioBy::Gic);
         if !write {
             load(state, access, value);

@@ -19,6 +19,7 @@ mod firmware;
 mod gic;
 mod inject;
 mod ioeventfd;
+mod its;
 mod loaded;
 mod memory;
 mod mmio;

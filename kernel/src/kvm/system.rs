@@ -51,7 +51,9 @@ pub(super) fn extension(number: u64, vm: Option<&Arc<Vm>>) -> u64 {
         | cap::KVM_CAP_ARM_SYSTEM_SUSPEND
         | cap::KVM_CAP_BINARY_STATS_FD
         | cap::KVM_CAP_IRQCHIP => 1,
+        cap::KVM_CAP_MSI_DEVID => vm.map_or(0, |vm| vm.itses.are_there().into()),
         cap::KVM_CAP_SYNC_MMU
+        | cap::KVM_CAP_SIGNAL_MSI
         | cap::KVM_CAP_VCPU_ATTRIBUTES
         | cap::KVM_CAP_VM_ATTRIBUTES
         | cap::KVM_CAP_CHECK_EXTENSION_VM
@@ -72,10 +74,7 @@ pub(super) fn extension(number: u64, vm: Option<&Arc<Vm>>) -> u64 {
         }
         cap::KVM_CAP_ARM_EL2 => u64::from(super::vcpu::has_nv2()),
         cap::KVM_CAP_ARM_INJECT_SERROR_ESR => u64::from(super::vcpu::has_ras()),
-        _ => {
-            let _ = vm;
-            0
-        }
+        _ => 0,
     }
 }
 

@@ -11,7 +11,7 @@ use umbra_hw::sync::SpinLock;
 use umbra_kvm_abi::cap;
 use umbra_kvm_abi::device::{CreateDevice, DeviceAttr};
 use umbra_kvm_abi::ioctl;
-use umbra_kvm_abi::irq::{IoEventFd, IrqFd, IrqLevel};
+use umbra_kvm_abi::irq::{IoEventFd, IrqFd, IrqLevel, KVM_MSI_VALID_DEVID, Msi};
 use umbra_kvm_abi::memory::{
     ClearDirtyLog, DirtyLog as GetDirtyLog, KVM_DIRTY_LOG_INITIALLY_SET, KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_MAX_NR_PAGES, KVM_MEM_READONLY, KVM_USER_MEM_SLOTS, UserspaceMemoryRegion,
@@ -29,6 +29,7 @@ use umbra_stage2::dirty::DirtyLog;
 
 use super::gic::Gic;
 use super::ioeventfd::IoEvents;
+use super::its::Itses;
 use super::memory::{Machine, Memory};
 use super::routing::Routes;
 use super::slots::{Slot, SlotError};
@@ -72,6 +73,7 @@ pub(super) struct Vm {
     /// Whether the filter has anything in it.
     pub(super) filters: AtomicBool,
     pub(super) routes: Routes,
+    pub(super) itses: Itses,
     /// The ID registers, once the VMM set one: then all vCPUs have these (`onereg::adopt_id_regs`).
     pub(super) id_regs: SpinLock<Option<IdRegs>>,
     /// CNTVOFF_EL2 of every vCPU, in ticks.
@@ -109,6 +111,7 @@ impl Vm {
             filter: SpinLock::new("smccc filter", 107, SmcccFilter::default()),
             filters: AtomicBool::new(false),
             routes: Routes::new(),
+            itses: Itses::new(),
             id_regs: SpinLock::new("vm id registers", 106, None),
             // The virtual counter starts at zero, as on Linux.
             counter_offset: AtomicU64::new(umbra_hw::timer::ticks()),
@@ -312,6 +315,13 @@ impl File for VmFile {
             r if r == raw(ioctl::KVM_IRQ_LINE) => {
                 let line = read_struct::<IrqLevel>(&mm, arg)?;
                 vm.gic.irq_line(vm, &line).map(|()| 0)
+            }
+            r if r == raw(ioctl::KVM_SIGNAL_MSI) => {
+                let msi = read_struct::<Msi>(&mm, arg)?;
+                if !vm.gic.layout.lock().created || msi.flags & !KVM_MSI_VALID_DEVID != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                vm.itses.message(vm, &msi).map(u64::from)
             }
             r if r == raw(ioctl::KVM_SET_GSI_ROUTING) => vm.routes.set(&mm, arg),
             r if r == raw(ioctl::KVM_ARM_GET_REG_WRITABLE_MASKS) => {

@@ -40,6 +40,7 @@ pub(crate) const SET_MP_STATE: u32 = write::<kvm::kvm_mp_state>(0x99);
 pub(crate) const GET_VCPU_EVENTS: u32 = read::<kvm::kvm_vcpu_events>(0x9f);
 pub(crate) const SET_VCPU_EVENTS: u32 = write::<kvm::kvm_vcpu_events>(0xa0);
 pub(crate) const ENABLE_CAP: u32 = write::<kvm::kvm_enable_cap>(0xa3);
+pub(crate) const SIGNAL_MSI: u32 = write::<[u64; 4]>(0xa5);
 pub(crate) const GET_ONE_REG: u32 = write::<kvm::kvm_one_reg>(0xab);
 pub(crate) const SET_ONE_REG: u32 = write::<kvm::kvm_one_reg>(0xac);
 pub(crate) const VCPU_INIT: u32 = write::<kvm::kvm_vcpu_init>(0xae);

@@ -27,6 +27,21 @@ fn store(asm: &mut Asm, at: u64, value: u64) {
 /// Sets the GIC up for the interrupts of these checks; then reports each that WFI ends with. The
 /// interrupts stay masked in PSTATE: WFI wakes all the same, and no vector is needed.
 fn listener() -> Asm {
+    listening_to(|_| ())
+}
+
+/// The same, with these tables for LPIs.
+pub(super) fn lpi_listener(properties: u64, pending: u64) -> Asm {
+    listening_to(|asm| {
+        store(asm, REDIST + 0x70, properties | 15); // GICR_PROPBASER: 16 bits of INTID
+        store(asm, REDIST + 0x74, 0);
+        store(asm, REDIST + 0x78, pending); // GICR_PENDBASER
+        store(asm, REDIST + 0x7c, 0);
+        store(asm, REDIST, 1); // GICR_CTLR.EnableLPIs
+    })
+}
+
+fn listening_to(more: impl FnOnce(&mut Asm)) -> Asm {
     let mut asm = Asm::new();
     asm.mov(0, 7)
         .msr(ICC_SRE_EL1, 0)
@@ -43,6 +58,7 @@ fn listener() -> Asm {
     store(&mut asm, DIST + 0xc08, 2 << (2 * (SPI - 32))); // GICD_ICFGR2: edge
     store(&mut asm, DIST + 0x6000 + 8 * SPI, 0); // GICD_IROUTER
     store(&mut asm, DIST + 0x104, 1 << (SPI - 32));
+    more(&mut asm);
     asm.dsb().mov(0, 0x1000).report(0);
     let top = asm.here();
     // WFI may end for nothing: the spurious INTID.
@@ -68,7 +84,11 @@ fn line(machine: &Machine, irq: u64, level: u64) -> Answer<u32> {
 
 /// Runs `vcpu` on a thread of its own until it has reported `wanted`, one report after another, while
 /// `cause` is called for each from here, some time later: long enough for the guest to sleep.
-fn each_wakes(vcpu: Vcpu, wanted: &[u64], mut cause: impl FnMut(usize) -> Outcome) -> Outcome {
+pub(super) fn each_wakes(
+    vcpu: Vcpu,
+    wanted: &[u64],
+    mut cause: impl FnMut(usize) -> Outcome,
+) -> Outcome {
     thread::scope(|scope| {
         let (seen, reports) = std::sync::mpsc::channel();
         let count = wanted.len();
@@ -152,7 +172,7 @@ pub(super) fn line_errors(_: &Env) -> Outcome {
     Ok(())
 }
 
-fn irqfd_call(machine: &Machine, fd: u32, gsi: u32, flags: u32) -> Answer<u32> {
+pub(super) fn irqfd_call(machine: &Machine, fd: u32, gsi: u32, flags: u32) -> Answer<u32> {
     let mut request = kvm_irqfd {
         fd,
         gsi,
@@ -162,7 +182,7 @@ fn irqfd_call(machine: &Machine, fd: u32, gsi: u32, flags: u32) -> Answer<u32> {
     ioctl(&machine.vm, abi::IRQFD, &mut request)
 }
 
-fn event() -> Check<EventFd> {
+pub(super) fn event() -> Check<EventFd> {
     EventFd::new(libc::EFD_NONBLOCK).map_err(|e| format!("eventfd: {e}"))
 }
 

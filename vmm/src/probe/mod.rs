@@ -14,6 +14,7 @@ mod gic;
 mod guest;
 mod irq;
 mod isolation;
+mod its;
 mod mmio;
 mod noise;
 mod poison;
@@ -78,6 +79,7 @@ rows! {
     events: external_abort external_abort_of_mmio serror serror_masked before_init bad_values;
     gic: none created_once addresses init_order vcpu_after_init closed_vcpu too_few_redistributors registers bad_attributes;
     irq: wfi_and_ppi spi line_errors irqfd irqfd_errors irqfd_of_two_vms routing routing_errors ioeventfd ioeventfd_errors;
+    its: messages irqfd saved errors;
     follow: remap remap_under_two discard protect_none protect_read huge_remap two_vcpus_fault big_slot rewritten_code
         munmap_faults;
     isolation: same_address_many_vms fresh_memory created_and_destroyed registers;

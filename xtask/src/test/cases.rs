@@ -438,7 +438,7 @@ const TRACED: [(&str, &str, &[&str]); 2] = [
 ];
 
 /// The groups of kvm-probe's questions, as its filter takes them.
-const PROBES: [&str; 15] = [
+const PROBES: &[&str] = &[
     "system/",
     "vcpus/",
     "slots/",
@@ -450,6 +450,7 @@ const PROBES: [&str; 15] = [
     "events/",
     "gic/",
     "irq/",
+    "its/",
     "follow/",
     "isolation/",
     "poison/",

@@ -51,7 +51,7 @@ impl BootArgs {
 }
 
 /// One word, in double quotes if it has blanks or is empty.
-fn quote(word: &str) -> Result<String> {
+pub(crate) fn quote(word: &str) -> Result<String> {
     if word.contains('"') || word.contains(['\n', '\0']) {
         bail!("boot arguments cannot hold a double quote or a line break: {word:?}");
     }

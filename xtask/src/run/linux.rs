@@ -54,11 +54,8 @@ pub(crate) fn run(ws: &Workspace, args: &LinuxArgs) -> Result<ExitCode> {
     );
     let mut log = Transcript::new(ws, "linux")?;
     let trace = Request::of(&args.machine, &log);
-    let words = trace.as_ref().map(Request::words).into_iter().flatten();
-    let words: Vec<String> = words.collect();
-    let append = BootArgs::new("/init", argv)
-        .with_all(words.iter().map(String::as_str))
-        .render()?;
+    let append = BootArgs::new("/init", argv).render()?;
+    let append = Request::with(trace.as_ref(), &append)?;
     let machine = Machine {
         cpus: args.cpus,
         kernel: kernel.image,

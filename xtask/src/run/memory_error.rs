@@ -10,6 +10,7 @@ use crate::memory_error::{self, Inside};
 use crate::progress::{note, step};
 use crate::qemu::{End, Machine};
 use crate::setup::{self, Flavour};
+use crate::trace::{About, Request};
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
 use anyhow::Result;
@@ -37,19 +38,24 @@ pub(crate) fn run(ws: &Workspace, args: &MemoryErrorArgs) -> Result<ExitCode> {
         Item::from_file("/guest/second", &second)?,
     ];
     let commands = memory_error::commands(args.cpus, &nonce);
+    let mut log = Transcript::new(ws, "memory-error")?;
+    let trace = Request::of(&args.machine, &log);
+    let append = BootArgs::new("/init", commands).render()?;
     let machine = Machine {
         cpus: args.cpus,
         kernel: kernel.image,
         initrd: guest::save(ws, "memory-error.cpio", &guest::initrd(&items)?)?,
-        append: BootArgs::new("/init", commands).render()?,
+        append: Request::with(trace.as_ref(), &append)?,
     };
-    let mut log = Transcript::new(ws, "memory-error")?;
     log.used("umbra-vmm", &programs.vmm)?;
     log.used(&format!("guest kernel ({})", debian.label), &debian.kernel)?;
     note(&format!("guests: {}; {}", debian.label, qemu.version));
     let symbols = Symbols::read(&kernel.elf)?;
     let outcome = machine.run(&qemu, &mut log, args.machine.limit(), &symbols, to_terminal)?;
     note(&format!("transcript: {}", ws.show(log.path())));
+    if let Some(trace) = trace {
+        trace.finish(ws, &About::of("memory-error", &qemu.version, &outcome))?;
+    }
     match &outcome.end {
         End::TimedOut(state) => {
             eprintln!(

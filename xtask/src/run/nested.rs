@@ -41,15 +41,12 @@ pub(crate) fn run(ws: &Workspace, args: &NestedArgs) -> Result<ExitCode> {
     ];
     let mut log = Transcript::new(ws, "nested")?;
     let trace = Request::of(&args.machine, &log);
-    let words = trace.as_ref().map(Request::words).into_iter().flatten();
-    let words: Vec<String> = words.collect();
+    let append = BootArgs::new("/init", storeys.commands(&nonce)).render()?;
     let machine = Machine {
         cpus: args.cpus,
         kernel: kernel.image,
         initrd: guest::save(ws, "nested.cpio", &guest::initrd(&items)?)?,
-        append: BootArgs::new("/init", storeys.commands(&nonce))
-            .with_all(words.iter().map(String::as_str))
-            .render()?,
+        append: Request::with(trace.as_ref(), &append)?,
     };
     log.used("umbra-vmm", &programs.vmm)?;
     log.used(

@@ -14,6 +14,7 @@ use crate::image::Symbols;
 use crate::progress::{note, step};
 use crate::qemu::{End, Machine};
 use crate::setup;
+use crate::trace::{About, Request};
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
@@ -32,7 +33,9 @@ pub(crate) fn run(ws: &Workspace, args: &ProgramArgs) -> Result<ExitCode> {
     let kernel = step("build umbra", || build::kernel(ws, Profile::Release))?;
     let mut log = Transcript::new(ws, "program")?;
     log.used("program", &args.path)?;
-    let machine = machine(ws, "program", kernel.image, args)?;
+    let mut machine = machine(ws, "program", kernel.image, args)?;
+    let trace = Request::of(&args.machine, &log);
+    machine.append = Request::with(trace.as_ref(), &machine.append)?;
     let outcome = if args.machine.interactive {
         let limit = args.machine.time_limit.map(Duration::from_secs);
         machine.run_interactive(&qemu, &mut log, limit)?
@@ -47,6 +50,9 @@ pub(crate) fn run(ws: &Workspace, args: &ProgramArgs) -> Result<ExitCode> {
         })?
     };
     note(&format!("transcript: {}", ws.show(log.path())));
+    if let Some(trace) = trace {
+        trace.finish(ws, &About::of("program", &qemu.version, &outcome))?;
+    }
     match outcome.end {
         End::Exited(Some(status)) => Ok(ExitCode::from(u8::try_from(status & 0xff)?)),
         End::Exited(None) => bail!("QEMU was ended by a signal"),

@@ -16,6 +16,7 @@ mod story;
 mod summary;
 mod tracks;
 
+use crate::bootargs;
 use crate::cli::{MachineArgs, TraceArgs};
 use crate::progress::{note, step};
 use crate::qemu::{End, Outcome};
@@ -59,6 +60,16 @@ impl Request {
             format!("umbra.trace={RING_MIB}"),
             format!("umbra.trace.file={}", self.file.display()),
         ]
+    }
+
+    /// The boot arguments of a run of which this is wanted, or nothing is.
+    pub(crate) fn with(request: Option<&Self>, append: &str) -> Result<String> {
+        let Some(request) = request else {
+            return Ok(append.to_owned());
+        };
+        let words = request.words();
+        let words: Result<Vec<String>> = words.iter().map(|word| bootargs::quote(word)).collect();
+        Ok(format!("{} {append}", words?.join(" ")))
     }
 
     /// After the run: what it left becomes files that people can look at.
@@ -136,7 +147,7 @@ fn look(ws: &Workspace, file: &Path, report: bool, about: &About<'_>) -> Result<
     for problem in &log.notes {
         note(problem);
     }
-    print!("{}", summary::lines(&log, &story));
+    eprint!("{}", summary::lines(&log, &story));
     if report {
         let page = file.with_extension("report.html");
         tell(&log, &story, about, &page)?;

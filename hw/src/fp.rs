@@ -11,6 +11,7 @@ use core::cell::UnsafeCell;
 use crate::percpu;
 use crate::regs::{insn, msr};
 use crate::sabotage::{Safeguard, left_out};
+use crate::traps::Traps;
 
 /// V0–V31, FPSR and FPCR as values.
 #[derive(Clone, Debug, Default)]
@@ -118,13 +119,17 @@ pub(crate) fn init_cpu() {
     trap_el0(false);
 }
 
-/// Traps FP use at every level (CPTR_EL2.FPEN = 0b00), for the time a guest runs.
-pub(crate) fn trap_everything() {
+/// Traps FP use at every level (CPTR_EL2.FPEN = 0b00) and CPACR_EL1 as a guest's traps have it, for the
+/// time it runs.
+pub(crate) fn trap_guest(traps: &Traps) {
+    const TCPAC: u64 = 1 << 31;
+    let fpen = if traps.fp { 0 } else { 0b11 };
+    let cpacr = if traps.cpacr { TCPAC } else { 0 };
     // SAFETY: umbra uses no FP; an ERET follows.
-    unsafe { msr!("cptr_el2", 0) };
+    unsafe { msr!("cptr_el2", fpen << 20 | cpacr) };
 }
 
-/// Ends [`trap_everything`].
+/// Ends [`trap_guest`].
 pub(crate) fn trap_nothing() {
     percpu::this().fp_trap.set(true);
     trap_el0(false);

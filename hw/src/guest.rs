@@ -12,6 +12,7 @@ use umbra_arm64::Pa;
 
 use crate::regs::{insn, mrs, msr};
 use crate::sabotage::{Safeguard, left_out};
+use crate::traps::{self, Traps};
 use crate::vectors::{self, CAUSE_IRQ, CAUSE_SERROR, CAUSE_SYNC};
 use crate::{fp, mem, percpu, user};
 
@@ -104,14 +105,15 @@ pub fn run(frame: &mut Frame, hcr: u64, fp: &mut fp::FpState) -> Exit {
     fp.load();
     set_hcr(hcr);
     user::set_vbar(vectors::guest_vectors());
-    let fp_trapped = percpu::this().guest_fp_trap.get();
-    if fp_trapped {
-        fp::trap_everything();
+    let traps = percpu::this().traps.get();
+    let fp_traps = traps.fp || traps.cpacr;
+    if fp_traps {
+        fp::trap_guest(&traps);
     }
     // SAFETY: PSTATE is an `HwPstate` (the hardware wrote it at the last exit, or `set_pstate`), so
     // ERET goes to EL1 or EL0, which reach memory only through the VTTBR_EL2 that was loaded.
     let cause = unsafe { vectors::umbra_enter_guest(frame) };
-    if fp_trapped {
+    if fp_traps {
         fp::trap_nothing();
     }
     match cause {
@@ -147,11 +149,6 @@ pub fn withdraw_serror() {
     set_hcr(percpu::this().hcr.get() & !HCR_VSE);
 }
 
-/// From now on traps FP use of what runs on this CPU, as a guest hypervisor asks for its guest.
-pub fn trap_fp(trap: bool) {
-    percpu::this().guest_fp_trap.set(trap);
-}
-
 /// SCTLR of the EL1&0 regime as loaded on this CPU (SCTLR_EL12).
 pub fn loaded_sctlr() -> u64 {
     mrs!("s3_5_c1_c0_0")
@@ -173,33 +170,6 @@ pub(crate) fn set_hcr(hcr: u64) {
             insn!("isb");
         }
         this.hcr.set(hcr);
-    }
-}
-
-/// MDCR_EL2 for a guest without debug and PMU of its own: every access traps (TDRA, TDOSA, TDA,
-/// TPM, TPMCR), and all counters are EL2's to give (HPMN).
-pub fn trap_debug_and_pmu() -> u64 {
-    let counters = mrs!("s3_3_c9_c12_0") >> 11 & 0x1f; // PMCR_EL0.N
-    if left_out(Safeguard::DebugTraps) {
-        return counters;
-    }
-    1 << 11 | 1 << 10 | 1 << 9 | 1 << 6 | 1 << 5 | counters
-}
-
-/// No guest's traps, debug or statistics until one is loaded.
-pub(crate) fn init_cpu() {
-    let has_hcx = mrs!("s3_0_c0_c7_1") >> 40 & 0xf != 0;
-    // SAFETY: debug traps and counters of guests; umbra uses neither. MDSCR_EL1 stays zero as long
-    // as guests' debug registers are emulated.
-    unsafe {
-        msr!("mdcr_el2", 0);
-        msr!("s2_0_c0_c2_2", 0); // MDSCR_EL1
-        if has_hcx {
-            msr!("s3_4_c1_c2_2", 1 << 11); // HCRX_EL2.MSCEn: memory copy instructions are the guest's
-        }
-        msr!("hstr_el2", 0);
-        msr!("s3_0_c1_c0_1", 0); // ACTLR_EL1
-        insn!("isb");
     }
 }
 
@@ -301,8 +271,8 @@ pub struct Machine {
     pub vpidr: u64,
     /// CNTVOFF_EL2, in ticks.
     pub cntvoff: u64,
-    /// MDCR_EL2.
-    pub mdcr: u64,
+    /// What traps.
+    pub traps: Traps,
     /// The guest is at virtual EL2: FEAT_NV2 redirects its EL2 registers to the page.
     pub virtual_el2: bool,
     /// Whether the machine has PAuth keys to switch.
@@ -354,7 +324,6 @@ macro_rules! extra_registers {
     ($each:ident) => {
         $each!(Extra::Par, "s3_0_c7_c4_0");
         $each!(Extra::TpidrEl1, "s3_0_c13_c0_4");
-        $each!(Extra::Cntkctl, "s3_5_c14_c1_0");
         $each!(Extra::Csselr, "s3_2_c0_c0_0");
     };
 }
@@ -514,62 +483,75 @@ impl VcpuRegs {
             "loading registers that are loaded already"
         );
         self.pauth = machine.pauth;
-        self.virtual_el2 = machine.virtual_el2;
-        if machine.virtual_el2 {
-            self.hyp.get_or_insert_with(VncrPage::zeroed);
-        }
-        let cntkctl = match &self.hyp {
-            Some(hyp) if machine.virtual_el2 => hyp.get(CNTHCTL),
-            _ => self.extra[Extra::Cntkctl as usize],
-        };
-        let bank = match &self.hyp {
-            Some(hyp) if machine.virtual_el2 => hyp,
-            _ => &self.page,
-        };
-        // SAFETY: EL1's registers and the guest-facing EL2 ones change nothing for umbra, which runs
-        // in the EL2&0 regime. The DSB ends walks of the previous EL1&0 context first.
+        // SAFETY: EL1's registers change nothing for umbra, which runs in the EL2&0 regime. The DSB ends
+        // walks of the previous EL1&0 context first.
         unsafe {
             insn!("dsb nsh");
-            macro_rules! load {
-                ($offset:literal, $name:literal) => {
-                    msr!($name, bank.get($offset));
-                };
-            }
-            el1_registers!(load);
             macro_rules! load_extra {
                 ($which:expr, $name:literal) => {
                     msr!($name, self.extra[$which as usize]);
                 };
             }
             extra_registers!(load_extra);
+            if machine.pauth {
+                pauth_registers!(load_extra);
+            }
+        }
+        self.load_bank(machine);
+        self.loaded_on
+            .store(percpu::cpu() as u32 + 1, Ordering::Release);
+    }
+
+    /// Goes between virtual EL2 and what it runs, while loaded here: the EL1 registers change their
+    /// owner, everything else stays.
+    pub fn switch(&mut self, machine: &Machine) {
+        assert!(
+            self.is_loaded_here(),
+            "switching registers that are not loaded here"
+        );
+        self.save_bank();
+        // SAFETY: a barrier: walks of the EL1&0 context that is left end before it is changed. An
+        // exception return in between would do it too, but there is none.
+        unsafe { insn!("dsb nsh") };
+        self.load_bank(machine);
+    }
+
+    /// The bank of what runs, and the registers of the machine.
+    fn load_bank(&mut self, machine: &Machine) {
+        self.virtual_el2 = machine.virtual_el2;
+        if machine.virtual_el2 {
+            self.hyp.get_or_insert_with(VncrPage::zeroed);
+        }
+        let (bank, cntkctl) = match &self.hyp {
+            Some(hyp) if machine.virtual_el2 => (hyp, hyp.get(CNTHCTL)),
+            _ => (&self.page, self.extra[Extra::Cntkctl as usize]),
+        };
+        // SAFETY: EL1's registers and the guest-facing EL2 ones change nothing for umbra, which runs
+        // in the EL2&0 regime.
+        unsafe {
+            macro_rules! load {
+                ($offset:literal, $name:literal) => {
+                    msr!($name, bank.get($offset));
+                };
+            }
+            el1_registers!(load);
             msr!("s3_5_c14_c1_0", cntkctl);
             if machine.virtual_el2 {
                 // VNCR_EL2: the page's address in umbra's own regime.
                 msr!("s3_4_c2_c2_0", core::ptr::from_ref(&*self.page) as u64);
             }
-            if machine.pauth {
-                pauth_registers!(load_extra);
-            }
             msr!("vtcr_el2", machine.vtcr);
             msr!("vmpidr_el2", machine.vmpidr);
             msr!("vpidr_el2", machine.vpidr);
             msr!("cntvoff_el2", machine.cntvoff);
-            msr!("mdcr_el2", machine.mdcr);
         }
+        traps::load(&machine.traps);
         set_vttbr(machine.vttbr);
         // SAFETY: a barrier.
         unsafe { insn!("isb") };
-        self.loaded_on
-            .store(percpu::cpu() as u32 + 1, Ordering::Release);
     }
 
-    /// Takes the registers back from this CPU's hardware.
-    pub fn save(&mut self) {
-        assert!(
-            self.is_loaded_here(),
-            "saving registers that are not loaded here"
-        );
-        self.save_el0();
+    fn save_bank(&mut self) {
         let bank = match &mut self.hyp {
             Some(hyp) if self.virtual_el2 => hyp,
             _ => &mut self.page,
@@ -582,18 +564,28 @@ impl VcpuRegs {
         if !left_out(Safeguard::El1Registers) {
             el1_registers!(save);
         }
-        let cntkctl = self.extra[Extra::Cntkctl as usize];
+        let cntkctl = mrs!("s3_5_c14_c1_0");
+        match &mut self.hyp {
+            // What stands in CNTKCTL_EL1 is CNTHCTL_EL2's.
+            Some(hyp) if self.virtual_el2 => hyp.set(CNTHCTL, cntkctl),
+            _ => self.extra[Extra::Cntkctl as usize] = cntkctl,
+        }
+    }
+
+    /// Takes the registers back from this CPU's hardware.
+    pub fn save(&mut self) {
+        assert!(
+            self.is_loaded_here(),
+            "saving registers that are not loaded here"
+        );
+        self.save_el0();
+        self.save_bank();
         macro_rules! save_extra {
             ($which:expr, $name:literal) => {
                 self.extra[$which as usize] = mrs!($name);
             };
         }
         extra_registers!(save_extra);
-        if let (true, Some(hyp)) = (self.virtual_el2, &mut self.hyp) {
-            // What stood in CNTKCTL_EL1 was CNTHCTL_EL2's.
-            hyp.set(CNTHCTL, self.extra[Extra::Cntkctl as usize]);
-            self.extra[Extra::Cntkctl as usize] = cntkctl;
-        }
         if self.pauth {
             pauth_registers!(save_extra);
         }
@@ -694,6 +686,7 @@ fn read_live_extra(which: Extra) -> u64 {
             }
         };
     }
+    read!(Extra::Cntkctl, "s3_5_c14_c1_0");
     extra_registers!(read);
     pauth_registers!(read);
     el0_registers!(read);
@@ -709,6 +702,7 @@ fn write_live_extra(which: Extra, value: u64) {
             }
         };
     }
+    write!(Extra::Cntkctl, "s3_5_c14_c1_0");
     extra_registers!(write);
     pauth_registers!(write);
     el0_registers!(write);

@@ -31,6 +31,7 @@ pub mod sync;
 pub mod thread;
 pub mod timer;
 pub mod tlb;
+pub mod traps;
 pub mod uart;
 pub mod user;
 pub mod vgic;
@@ -93,5 +94,5 @@ fn init_cpu() {
     user::set_vbar(vectors::user_vectors());
     fp::init_cpu();
     tlb::guests_local();
-    guest::init_cpu();
+    traps::init_cpu();
 }

@@ -53,6 +53,12 @@ safeguards! {
     WaitDeadline = "wait-deadline",
     /// Sign extension of what a load from a device gives.
     SignExtension = "sign-extension",
+    /// Trapping what a guest hypervisor asks to have trapped of its guest by fine-grained controls.
+    NestedTraps = "nested-traps",
+    /// Deactivating a guest hypervisor's interrupt when its guest ends the one that is linked to it.
+    NestedDeactivation = "nested-deactivation",
+    /// The line of a guest hypervisor's maintenance interrupt.
+    NestedMaintenance = "nested-maintenance",
     /// Hiding what a guest does not have from its ID registers.
     IdRegisters = "id-registers",
 }

@@ -14,7 +14,7 @@ use umbra_trace::{
 };
 
 use super::memory::Memory;
-use super::nested::{Fill, Vector};
+use super::nested::{Exception, Fill};
 use super::sea::Place;
 use super::vcpu::{State, Vcpu};
 use crate::trace::{self, Who};
@@ -305,12 +305,16 @@ pub(super) fn nested_entry(vcpu: &Vcpu, pc: u64, context: Option<ContextId>) {
 }
 
 /// Virtual EL2 takes an exception from what it runs, which was at `pc`.
-pub(super) fn nested_exception(vcpu: &Vcpu, pc: u64, vector: Vector, esr: Option<u64>) {
+pub(super) fn nested_exception(vcpu: &Vcpu, pc: u64, exception: Exception) {
     record(vcpu, World::Nested, || Event::NestedException {
-        esr: esr.unwrap_or(0),
-        kind: match vector {
-            Vector::Sync => NestedException::Sync,
-            Vector::Irq => NestedException::Irq,
+        esr: match exception {
+            Exception::Sync { esr, .. } | Exception::SError { esr } => esr,
+            Exception::Irq => 0,
+        },
+        kind: match exception {
+            Exception::Sync { .. } => NestedException::Sync,
+            Exception::Irq => NestedException::Irq,
+            Exception::SError { .. } => NestedException::SError,
         },
         pc,
     });

@@ -18,14 +18,14 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
     if matches!(esr.ec(), Ec::DataAbortLower | Ec::InstructionAbortLower) {
         return abort(vcpu, state, esr, far, hpfar);
     }
-    if state.world == World::Nested && nested::is_theirs(&vcpu.hw.lock(), esr.syndrome()) {
-        nested::leave(
-            vcpu,
-            state,
-            nested::Vector::Sync,
-            Some(esr.raw() & 0xffff_ffff),
-            None,
-        );
+    if state.world == World::Nested && nested::is_theirs(&vcpu.hw.lock(), state, esr.syndrome()) {
+        let exception = nested::Exception::Sync {
+            esr: esr.raw() & 0xffff_ffff,
+            // Of what is forwarded only a watchpoint has an address.
+            far: (esr.ec() == Ec::WatchpointLower).then_some(far),
+            hpfar: None,
+        };
+        nested::take(vcpu, state, exception);
         return Next::Guest;
     }
     match esr.syndrome() {

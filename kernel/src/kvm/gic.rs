@@ -198,10 +198,13 @@ impl Gic {
     /// its interrupts waits matters.
     fn refresh_above(&self, vcpu: &Vcpu, lines: [Option<(u32, bool)>; 4]) -> bool {
         let index = vcpu.index();
-        let (vmcr, maintenance) = {
-            let hw = vcpu.hw.lock();
-            (hw.cpuif.vmcr, nested::maintenance_line(&hw))
+        let (vmcr, maintenance, ended) = {
+            let mut hw = vcpu.hw.lock();
+            let ended = nested::collect(&mut hw);
+            (hw.cpuif.vmcr, nested::maintenance_line(&hw), ended)
         };
+        // Before the lines: an interrupt that is still active would not be pending.
+        ended.deliver(vcpu);
         let answer = self.with(&vcpu.vm, |vgic| {
             let _ = vgic.set_level(index, MAINTENANCE_PPI, maintenance);
             for (ppi, level) in lines.into_iter().flatten() {
@@ -224,7 +227,7 @@ impl Gic {
             // A maintenance interrupt of hardware took the list registers out, and the guest
             // hypervisor does not want its own: they go back, and ask no more.
             let mut hw = vcpu.hw.lock();
-            if !hw.below_loaded {
+            if !hw.below.loaded {
                 hw.ich_hcr = nested::load_interface(&mut hw) & 1;
                 umbra_hw::vgic::write_hcr(hw.ich_hcr);
             }

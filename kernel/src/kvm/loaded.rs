@@ -81,42 +81,16 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
     put(vcpu);
     put_loaded();
     let vm = &vcpu.vm;
-    let (vttbr, virtual_el2, identity) = {
-        let hw = vcpu.hw.lock();
-        let below = hw.nested && !hw.virtual_el2;
-        let theirs = below.then(|| (hw.regs.get(Reg::VpidrEl2), hw.regs.get(Reg::VmpidrEl2)));
-        (hw.vttbr, hw.virtual_el2, theirs)
-    };
-    // What a guest hypervisor runs has the identity that it was given.
-    let (vpidr, vmpidr) = identity.unwrap_or((umbra_hw::idregs::read(0, 0), vcpu.mpidr()));
-    let machine = Machine {
-        vttbr,
-        vtcr: vm.machine.vtcr(if vcpu.hw.lock().shadow.is_some() {
-            vm.machine.pa_bits
-        } else {
-            vm.ipa_bits
-        }),
-        vmpidr,
-        vpidr,
-        cntvoff,
-        mdcr: umbra_hw::guest::trap_debug_and_pmu(),
-        pauth: has_pauth(),
-        virtual_el2,
+    *LOADED[cpu].lock() = Some(vcpu.clone());
+    let vttbr = {
+        let mut hw = vcpu.hw.lock();
+        let machine = machine(vcpu, &hw);
+        hw.regs.hw.load(&machine);
+        hw.cntvoff = machine.cntvoff;
+        load_interface(&mut hw);
+        hw.vttbr
     };
     events::load(vcpu, vttbr, true);
-    *LOADED[cpu].lock() = Some(vcpu.clone());
-    {
-        let mut hw = vcpu.hw.lock();
-        hw.regs.hw.load(&machine);
-        hw.cntvoff = cntvoff;
-        umbra_hw::guest::trap_fp(nested::traps_fp(&hw));
-        if nested::routes_interrupts(&hw) {
-            hw.ich_hcr = nested::load_interface(&mut hw);
-            INTERFACE_OFF[cpu].store(false, Ordering::Relaxed);
-        } else {
-            restore_interface(&hw);
-        }
-    }
     // ASIDs are per vCPU: what another one of this VM left in this CPU's TLB must go.
     let me = vcpu.index() + 1;
     let before = vm.last_ran[cpu].swap(me, Ordering::AcqRel);
@@ -138,6 +112,59 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
     vcpu.kick(super::vcpu::request::GIC);
 }
 
+/// What the registers of the machine hold while `vcpu` runs as `hw` says.
+pub(super) fn machine(vcpu: &Vcpu, hw: &Hw) -> Machine {
+    let vm = &vcpu.vm;
+    // What a guest hypervisor runs has the identity that it was given.
+    let (vpidr, vmpidr) = if hw.is_below() {
+        (hw.regs.get(Reg::VpidrEl2), hw.regs.get(Reg::VmpidrEl2))
+    } else {
+        (umbra_hw::idregs::read(0, 0), vcpu.mpidr())
+    };
+    let bits = if hw.shadow.is_some() {
+        vm.machine.pa_bits
+    } else {
+        vm.ipa_bits
+    };
+    Machine {
+        vttbr: hw.vttbr,
+        vtcr: vm.machine.vtcr(bits),
+        vmpidr,
+        vpidr,
+        cntvoff: timer::hardware_offset(vcpu, hw),
+        traps: nested::traps(hw),
+        pauth: has_pauth(),
+        virtual_el2: hw.virtual_el2,
+    }
+}
+
+/// The virtual CPU interface of what runs goes into hardware.
+pub(super) fn load_interface(hw: &mut Hw) {
+    if nested::routes_interrupts(hw) {
+        hw.ich_hcr = nested::load_interface(hw);
+        INTERFACE_OFF[umbra_hw::cpu()].store(false, Ordering::Relaxed);
+    } else {
+        restore_interface(hw);
+    }
+}
+
+/// It comes back. What the guest's guest deactivated of its hypervisor's interrupts, and the kicks,
+/// are the caller's to deliver once `hw` is unlocked.
+pub(super) fn put_interface(vcpu: &Vcpu, hw: &mut Hw) -> (Kicks, nested::Ended) {
+    // A maintenance interrupt may have taken the guest hypervisor's list registers out before.
+    let below = nested::routes_interrupts(hw);
+    let ended = nested::save_interface(hw);
+    let kicks = if left_out(Safeguard::VgicSync) {
+        Kicks::NONE
+    } else {
+        sync_interface(vcpu, hw)
+    };
+    if !below {
+        save_interface(hw);
+    }
+    (kicks, ended)
+}
+
 fn put_here(vcpu: &Vcpu) {
     let cpu = umbra_hw::cpu();
     let (kicks, vttbr, ended) = {
@@ -145,17 +172,7 @@ fn put_here(vcpu: &Vcpu) {
         if !hw.regs.hw.is_loaded_here() {
             return;
         }
-        // A maintenance interrupt may have taken the guest hypervisor's list registers out before.
-        let below = nested::routes_interrupts(&hw);
-        let ended = nested::save_interface(&mut hw);
-        let kicks = if left_out(Safeguard::VgicSync) {
-            Kicks::NONE
-        } else {
-            sync_interface(vcpu, &mut hw)
-        };
-        if !below {
-            save_interface(&mut hw);
-        }
+        let (kicks, ended) = put_interface(vcpu, &mut hw);
         hw.regs.hw.save();
         hw.puts = hw.puts.wrapping_add(1);
         (kicks, hw.vttbr, ended)
@@ -168,9 +185,7 @@ fn put_here(vcpu: &Vcpu) {
     let owner = LOADED[cpu].lock().take();
     umbra_hw::guest::unload_vttbr(vttbr);
     deliver(&vcpu.vm, kicks);
-    for intid in ended {
-        vcpu.vm.gic.deactivate(vcpu, intid);
-    }
+    ended.deliver(vcpu);
     drop(owner);
 }
 
@@ -201,7 +216,7 @@ fn save_interface(hw: &mut Hw) {
 /// kicks are to be delivered once `hw` is unlocked.
 pub(super) fn sync_interface(vcpu: &Vcpu, hw: &mut Hw) -> Kicks {
     // A guest hypervisor's own list registers are in hardware: none of the VM's are.
-    if hw.below_loaded || hw.lrs.used == 0 && nested::routes_interrupts(hw) {
+    if hw.below.loaded || hw.lrs.used == 0 && nested::routes_interrupts(hw) {
         return Kicks::NONE;
     }
     for index in 0..hw.lrs.used {

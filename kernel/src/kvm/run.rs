@@ -20,6 +20,7 @@ use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_kvm_abi::run::{self as run_page, RunPage};
 use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_PTRAUTH_ADDRESS, Power, VcpuFeatures};
 use umbra_linux::Errno;
+use umbra_nested::route::Masks;
 
 use super::vcpu::{State, Vcpu, request};
 use super::{device, events, exit, inject, loaded, mmio, nested, onereg, timer};
@@ -153,6 +154,7 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
         device::check_before_run(&vcpu.vm)?;
         let ctr = state.id_regs.get(SysReg::CTR_EL0);
         state.hcr = hcr(state.init.unwrap_or_default(), state.world, ctr);
+        vcpu.hw.lock().masks = Masks::of(&state.id_regs);
         state.started = true;
     }
     let page = &*vcpu.page;
@@ -257,7 +259,7 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
             }
             if vcpu.vm.gic.refresh(vcpu) {
                 vcpu.running_on.store(0, Ordering::SeqCst);
-                nested::leave(vcpu, state, nested::Vector::Irq, None, None);
+                nested::take(vcpu, state, nested::Exception::Irq);
                 return Next::Guest;
             }
         }
@@ -275,10 +277,7 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
         events::exit(vcpu, state, &exit);
         vcpu.stats.exit(state.world, &exit);
         vcpu.running_on.store(0, Ordering::SeqCst);
-        if state.hcr & guest::HCR_VSE != 0 && !guest::serror_waits() {
-            state.hcr &= !guest::HCR_VSE;
-            state.pending_serror = None;
-        }
+        inject::collect_serror(vcpu, state);
         timer::resample(vcpu);
         let next = match exit {
             Exit::Irq => Next::Interrupt,

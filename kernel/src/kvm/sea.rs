@@ -16,12 +16,10 @@
 use alloc::sync::Arc;
 
 use umbra_abort::{Poison, Sea, SeaOwner, Stage2Fault, World};
-use umbra_arm64::sysreg::Reg;
-use umbra_arm64::{Ec, Esr, Gva, Hpfar, Hva, Ipa, L2Ipa, Level, Pa};
+use umbra_arm64::{Ec, Esr, Gva, Hva, Ipa, L2Ipa, Level, Pa};
 use umbra_kvm_abi::exit::{ArmSeaExit, Exit as VmmExit};
 use umbra_trace::{Owner, SeaPath};
 
-use super::nested::{self, Vector};
 use super::run::Next;
 use super::vcpu::{State, Vcpu};
 use super::{events, inject};
@@ -196,7 +194,6 @@ fn serror(state: &mut State) -> Next {
 
 /// What KVM_SET_VCPU_EVENTS asked for: the abort that was told, else a data abort at the last address.
 pub(super) fn inject(vcpu: &Arc<Vcpu>, state: &mut State, told: Option<Told>) {
-    const IL: u64 = 1 << 25;
     const ISS: u64 = (1 << 25) - 1;
     const FNV: u64 = 1 << 10;
     const EXTERNAL: u64 = 0x10;
@@ -212,22 +209,5 @@ pub(super) fn inject(vcpu: &Arc<Vcpu>, state: &mut State, told: Option<Told>) {
         }
         None => (false, EXTERNAL, Some(state.last_far), None),
     };
-    if state.world == World::Nested && nested_takes(vcpu) {
-        let class: u64 = if instruction { 0x20 } else { 0x24 };
-        let esr = class << 26 | IL | iss;
-        nested::leave(vcpu, state, Vector::Sync, Some(esr), far);
-        if let Some(page) = page {
-            let hpfar = Hpfar::from_page(page).raw();
-            vcpu.hw.lock().regs.set(Reg::HpfarEl2, hpfar);
-        }
-    } else {
-        inject::abort(vcpu, state, instruction, iss, far);
-    }
-}
-
-/// Whether the guest hypervisor takes external aborts of what it runs (HCR_EL2.TEA, TGE).
-pub(super) fn nested_takes(vcpu: &Vcpu) -> bool {
-    const TGE: u64 = 1 << 27;
-    const TEA: u64 = 1 << 37;
-    vcpu.hw.lock().regs.get(Reg::HcrEl2) & (TGE | TEA) != 0
+    inject::abort(vcpu, state, instruction, iss, far, page);
 }

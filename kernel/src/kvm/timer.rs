@@ -156,9 +156,7 @@ pub(crate) fn maintenance() {
             )
         };
         deliver(&vcpu.vm, kicks);
-        for intid in ended {
-            vcpu.vm.gic.deactivate(&vcpu, intid);
-        }
+        ended.deliver(&vcpu);
         umbra_hw::vgic::write_hcr(0);
         vcpu.kick(request::GIC);
     }

@@ -25,6 +25,7 @@ use umbra_kvm_abi::vcpu::{
     VcpuEvents, VcpuFeatures, VcpuInit,
 };
 use umbra_linux::Errno;
+use umbra_nested::route::Masks;
 use umbra_nested::shadow::ContextId;
 use umbra_vgic::{CpuIf, LrFile};
 
@@ -107,10 +108,19 @@ pub(super) struct Hw {
     pub(super) nested: bool,
     /// The shadow context that is in use.
     pub(super) shadow: Option<ContextId>,
-    /// The list registers in hardware are a guest hypervisor's own.
-    pub(super) below_loaded: bool,
+    /// The list registers of a guest hypervisor, if they are in hardware.
+    pub(super) below: super::nested::Below,
+    /// Which controls a guest hypervisor has.
+    pub(super) masks: Masks,
     /// VTTBR_EL2 for what runs.
     pub(super) vttbr: u64,
+}
+
+impl Hw {
+    /// What a guest hypervisor runs is what runs.
+    pub(super) fn is_below(&self) -> bool {
+        self.nested && !self.virtual_el2
+    }
 }
 
 /// A start that PSCI or a reset asked for.
@@ -200,7 +210,8 @@ impl Vcpu {
                     virtual_el2: false,
                     nested: false,
                     shadow: None,
-                    below_loaded: false,
+                    below: super::nested::Below::default(),
+                    masks: Masks::default(),
                     vttbr: vm.vttbr,
                 },
             ),
@@ -350,6 +361,7 @@ impl Vcpu {
         let mut hw = self.hw.lock();
         hw.virtual_el2 = nested;
         hw.nested = nested;
+        hw.masks = Masks::of(&state.id_regs);
         hw.vttbr = self.vm.vttbr;
         hw.regs.reset(&self.identity(), &state.features);
         hw.cpuif = CpuIf::default();

@@ -5,11 +5,18 @@
 
 use super::{Controls, cnthctl, cptr, hcr, hcrx, mdcr};
 
-/// Bits of HCR_EL2 that are never the guest hypervisor's: TGE, CD, ID, E2H, RW, the PAuth traps, which
+/// Bits of HCR_EL2 that are never the guest hypervisor's: VSE (offered by the caller), TGE, CD, ID, E2H, RW, the PAuth traps, which
 /// are combined, NV, NV1, NV2, FIEN. CD and ID would make umbra's own accesses to the same memory
 /// incoherent with its guest's; with FEAT_S2FWB nobody can see that they do nothing.
-const NOT_THEIRS: u64 =
-    1 << 27 | 0b11 << 31 | 0b11 << 33 | hcr::APK | hcr::API | 0b11 << 42 | 1 << 45 | hcr::FIEN;
+const NOT_THEIRS: u64 = 1 << 8
+    | 1 << 27
+    | 0b11 << 31
+    | 0b11 << 33
+    | hcr::APK
+    | hcr::API
+    | 0b11 << 42
+    | 1 << 45
+    | hcr::FIEN;
 
 /// What umbra itself asks for, whatever runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,9 +73,15 @@ impl Own {
         const TIMER_ENABLES: u64 = cnthctl::EL1PCTEN | cnthctl::EL1PTEN;
         const TIMER_TRAPS: u64 = cnthctl::EL1TVT | cnthctl::EL1TVCT;
         const DEBUG: u64 = mdcr::TDE | mdcr::TDA | mdcr::TDOSA | mdcr::TDRA | mdcr::TDCC;
+        // VF and VI are pending only where FMO and IMO are set.
+        const VIRTUAL: u64 = 0b11 << 6;
+        let virtual_interrupts = theirs.hcr << 3 & theirs.hcr & VIRTUAL;
         const NO_XS: u64 = hcrx::FNXS | hcrx::FGT_NXS;
         Loaded {
-            hcr: self.hcr & !ENABLES | self.hcr & theirs.hcr & ENABLES | theirs.hcr & !NOT_THEIRS,
+            hcr: self.hcr & !ENABLES
+                | self.hcr & theirs.hcr & ENABLES
+                | theirs.hcr & !NOT_THEIRS & !VIRTUAL
+                | virtual_interrupts,
             hcrx: self.hcrx & !hcrx::MSCEN
                 | self.hcrx & theirs.hcrx & hcrx::MSCEN
                 | theirs.hcrx & (hcrx::MCE2 | NO_XS),

@@ -358,6 +358,15 @@ fn hardware_traps_what_either_wants() {
     assert_eq!(all.fine, [shown(Fine::Hfgrtr), 0, 0, 0xf, 0xf, 0]);
 }
 
+#[test]
+fn virtual_interrupts_need_their_routing() {
+    let hcr = |value| OWN.below(&with(&[(Reg::HcrEl2, value)])).hcr & 0b111 << 6;
+    assert_eq!(hcr(0b111 << 6), 0);
+    assert_eq!(hcr(0b111 << 6 | hcr::IMO), 1 << 7);
+    assert_eq!(hcr(0b111 << 6 | hcr::FMO), 1 << 6);
+    assert_eq!(hcr(hcr::FMO | hcr::IMO), 0);
+}
+
 /// TGE, CD, ID, E2H, RW, NV, NV1, NV2.
 const NEVER: u64 = 1 << 27 | 0b11 << 31 | 0b11 << 33 | 0b11 << 42 | 1 << 45;
 

@@ -25,8 +25,8 @@ use super::super::slots::Slot;
 use super::super::vcpu::{State, Vcpu};
 use super::super::vm::Vm;
 use super::super::{events, exit, fault, inject, mmio, sea};
+use super::exception::{self, Exception};
 use super::shadow::Fill;
-use super::switch::{self, Vector};
 use crate::mm::{Failed, MmFault, PageView, Present};
 
 /// The VM's memory, as the walkers read it: through the VMM's mapping, fallibly.
@@ -210,10 +210,12 @@ pub(in crate::kvm) fn through_stage2(vcpu: &Vcpu, state: &State, at: Ipa) -> Opt
 /// The guest hypervisor's to handle.
 fn reflect_fault(vcpu: &Arc<Vcpu>, state: &mut State, told: &Reflection) {
     vcpu.stats.reflected.count();
-    let (esr, far) = (told.esr.raw(), told.far.raw());
-    switch::leave(vcpu, state, Vector::Sync, Some(esr), Some(far));
-    let hpfar = told.hpfar.raw();
-    vcpu.hw.lock().regs.set(Reg::HpfarEl2, hpfar);
+    let exception = Exception::Sync {
+        esr: told.esr.raw(),
+        far: Some(told.far.raw()),
+        hpfar: Some(told.hpfar.raw()),
+    };
+    exception::take(vcpu, state, exception);
 }
 
 /// What a fill is made of: where, and what the walk found.

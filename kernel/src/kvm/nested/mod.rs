@@ -7,6 +7,7 @@
 //!
 //! *Virtual EL2* includes EL0 under its TGE: nothing changes in hardware between the two.
 
+mod exception;
 mod fault;
 mod interrupts;
 mod route;
@@ -22,11 +23,15 @@ use umbra_arm64::sysreg::Reg;
 use umbra_hw::guest::HwPstate;
 use umbra_linux::Errno;
 
+pub(super) use exception::{
+    Exception, take, takes_external_aborts, takes_serrors, virtual_serror, virtual_serror_taken,
+};
 pub(super) use fault::{shadow as shadow_fault, through_stage2};
-pub(super) use interrupts::{load as load_interface, maintenance_line, save as save_interface};
-pub(super) use route::is_theirs;
+pub(super) use interrupts::{
+    Below, Ended, collect, load as load_interface, maintenance_line, save as save_interface,
+};
+pub(super) use route::{is_theirs, routes_interrupts, traps};
 pub(super) use shadow::{Fill, Shadows};
-pub(super) use switch::{Vector, leave, routes_interrupts, traps_fp};
 pub(super) use sysreg::access as sysreg;
 
 use super::run::Next;
@@ -98,11 +103,11 @@ pub(super) fn eret(vcpu: &Arc<Vcpu>, state: &mut State) -> Next {
     Next::Guest
 }
 
-/// An illegal exception return: the mode stays, flags and masks come from SPSR, and the next
+/// An illegal exception return: the mode stays, flags, PAN and masks come from SPSR, and the next
 /// instruction raises an Illegal State exception.
 fn illegal(state: &mut State, spsr: u64, elr: u64) -> Next {
     state.frame.pc = elr;
-    const TAKEN: u64 = 0xf000_0000 | 0x3c0;
+    const TAKEN: u64 = 0xf000_0000 | 1 << 22 | 0x3c0;
     let now = state.frame.pstate().raw();
     if let Some(pstate) = HwPstate::new(now & !TAKEN | spsr & TAKEN | IL) {
         state.frame.set_pstate(pstate);

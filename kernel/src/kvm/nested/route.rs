@@ -1,77 +1,75 @@
-//! Whose is a trap of what a guest hypervisor runs: its own, where its controls ask for it, or umbra's.
-//!
-//! Hardware traps what either wants. A trap that umbra asks for always is checked against the guest
-//! hypervisor's control of the same meaning; any other can only be the guest hypervisor's.
+//! Whose is a trap of what a guest hypervisor runs, and what hardware traps of it: the rules are
+//! `umbra_nested::route`'s, the registers this vCPU's.
 
+use umbra_abort::World;
 use umbra_arm64::Syndrome;
-use umbra_arm64::esr::WfxKind;
-use umbra_arm64::sysreg::{Reg, SysReg};
+use umbra_arm64::sysreg::SysReg;
+use umbra_hw::sabotage::{Safeguard, left_out};
+use umbra_hw::traps::Traps;
+use umbra_nested::route::{Controls, Loaded, Own};
 
-use super::super::vcpu::Hw;
+use super::super::run;
+use super::super::vcpu::{Hw, State};
 
-/// Bits of HCR_EL2.
-mod hcr {
-    pub(super) const FMO: u64 = 1 << 3;
-    pub(super) const IMO: u64 = 1 << 4;
-    pub(super) const TWI: u64 = 1 << 13;
-    pub(super) const TWE: u64 = 1 << 14;
-    pub(super) const TID1: u64 = 1 << 16;
-    pub(super) const TID2: u64 = 1 << 17;
-    pub(super) const TID3: u64 = 1 << 18;
-    pub(super) const TSC: u64 = 1 << 19;
-    pub(super) const TIDCP: u64 = 1 << 20;
-    pub(super) const TACR: u64 = 1 << 21;
-    pub(super) const TSW: u64 = 1 << 22;
-    pub(super) const TLOR: u64 = 1 << 35;
-    pub(super) const TERR: u64 = 1 << 36;
-    pub(super) const TID4: u64 = 1 << 49;
+fn controls(hw: &Hw) -> Controls {
+    hw.masks.controls(|reg| hw.regs.get(reg))
 }
 
-/// Bits of MDCR_EL2: TDE, TDA, TDOSA, TDRA; TPM, TPMCR.
-const MDCR_DEBUG: u64 = 0xf << 8;
-const MDCR_PMU: u64 = 1 << 6 | 1 << 5;
-
-/// Whether a synchronous exit goes to the guest hypervisor.
-pub(in crate::kvm) fn is_theirs(hw: &Hw, syndrome: Syndrome) -> bool {
-    let hcr = hw.regs.get(Reg::HcrEl2);
+/// Whether a synchronous exit of its guest, not an abort, goes to the guest hypervisor.
+pub(in crate::kvm) fn is_theirs(hw: &Hw, state: &State, syndrome: Syndrome) -> bool {
     match syndrome {
         Syndrome::Hvc(_) => true,
-        Syndrome::Smc(_) => hcr & hcr::TSC != 0,
-        Syndrome::Wfx(wfx) => match wfx.kind {
-            WfxKind::Wfi | WfxKind::Wfit => hcr & hcr::TWI != 0,
-            WfxKind::Wfe | WfxKind::Wfet => hcr & hcr::TWE != 0,
-        },
-        Syndrome::SysReg(trap) => {
-            let enc = SysReg::new(trap.op0, trap.op1, trap.crn, trap.crm, trap.op2);
-            register(enc, hcr, hw.regs.get(Reg::MdcrEl2))
-        }
-        // umbra never traps these of a guest of a guest.
-        Syndrome::FpAccess
-        | Syndrome::SveAccess
-        | Syndrome::SmeAccess
-        | Syndrome::PointerAuth
-        | Syndrome::Eret(_) => true,
-        _ => false,
+        _ => controls(hw).takes(syndrome, state.frame.pstate().raw() & 0xf == 0),
     }
 }
 
-/// The guest hypervisor's control for a register that umbra traps always, or the answer for one that
-/// it does not.
-fn register(enc: SysReg, hcr: u64, mdcr: u64) -> bool {
-    let control = match (enc.op0(), enc.op1(), enc.crn(), enc.crm(), enc.op2()) {
-        (2, ..) => return mdcr & MDCR_DEBUG != 0,
-        (3, 0, 0, 0, _) => hcr::TID1,
-        (3, 0, 0, _, _) => hcr::TID3,
-        (3, 1 | 2, 0, 0, 7) => hcr::TID1,
-        (3, 1..=3, 0, 0, _) => hcr::TID2 | hcr::TID4,
-        (3, 0, 1, 0, 1) => hcr::TACR,
-        (3, 0, 10, 4, _) => hcr::TLOR,
-        (3, 0, 5, 3..=5, _) => hcr::TERR,
-        (3, 0, 12, 11, 5..=7) => hcr::IMO | hcr::FMO,
-        (3, 0 | 3, 9, 12..=14, _) | (3, 3, 14, 8..=15, _) => return mdcr & MDCR_PMU != 0,
-        (1, 0, 7, 6 | 10 | 14, 2 | 4 | 6) => hcr::TSW,
-        (1 | 3, _, 11 | 15, _, _) => hcr::TIDCP,
-        _ => return true,
+/// Whether the guest hypervisor takes interrupts of what it runs, whose list registers are then its
+/// own.
+pub(in crate::kvm) fn routes_interrupts(hw: &Hw) -> bool {
+    use umbra_arm64::sysreg::Reg;
+    const FMO: u64 = 1 << 3;
+    const IMO: u64 = 1 << 4;
+    hw.is_below() && hw.regs.get(Reg::HcrEl2) & (IMO | FMO) != 0
+}
+
+fn loaded(hw: &Hw, hcr: u64) -> Loaded {
+    let own = Traps::own(hw.virtual_el2);
+    let own = Own {
+        hcr,
+        hcrx: own.hcrx,
+        mdcr: own.mdcr,
+        cnthctl: own.cnthctl,
+        fine: own.fine,
     };
-    hcr & control != 0
+    let mut loaded = own.below(&controls(hw));
+    if left_out(Safeguard::NestedTraps) {
+        loaded.fine = own.fine;
+    }
+    loaded
+}
+
+/// What traps beside HCR_EL2.
+pub(in crate::kvm) fn traps(hw: &Hw) -> Traps {
+    if !hw.is_below() {
+        return Traps::own(hw.virtual_el2);
+    }
+    let loaded = loaded(hw, 0);
+    Traps {
+        hcrx: loaded.hcrx,
+        mdcr: loaded.mdcr,
+        cnthctl: loaded.cnthctl,
+        fine: loaded.fine,
+        fp: loaded.fp,
+        cpacr: loaded.cpacr,
+    }
+}
+
+/// HCR_EL2 for what runs.
+pub(super) fn hcr(hw: &Hw, state: &State, world: World) -> u64 {
+    let ctr = state.id_regs.get(SysReg::CTR_EL0);
+    let own = run::hcr(state.init.unwrap_or_default(), world, ctr);
+    match world {
+        World::Nested => loaded(hw, own).hcr,
+        World::Plain | World::VirtualEl2 => own,
+    }
 }

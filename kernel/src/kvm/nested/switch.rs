@@ -1,9 +1,10 @@
 //! Between virtual EL2 and what it runs.
 //!
-//! The EL1 registers of hardware are virtual EL2's while it runs and its guest's while that runs, so
-//! the way between the two goes through memory: what is loaded is put away, the other bank is loaded
-//! before the next entry. The VNCR page is the save area of the guest's EL1 registers, which is where
-//! the guest hypervisor reads and writes them.
+//! The EL1 registers of hardware are virtual EL2's while it runs and its guest's while that runs. The
+//! vCPU stays loaded on the way: that one set changes its owner, and with it the stage 2, the traps,
+//! the identity, the counter's offset and the virtual CPU interface. The VNCR page is the save area of
+//! the guest's EL1 registers, which is where the guest hypervisor reads and writes them. General
+//! registers, FP, PAuth keys and the EL0 registers are one for both and stay where they are.
 
 use alloc::sync::Arc;
 
@@ -12,33 +13,19 @@ use umbra_arm64::sysreg::Reg;
 use umbra_hw::guest::HwPstate;
 use umbra_nested::shadow::{ContextId, ContextKey};
 
-use super::super::vcpu::{Hw, State, Vcpu, request};
-use super::super::{events, loaded, run};
+use super::super::gic::deliver;
+use super::super::vcpu::{State, Vcpu, request};
+use super::super::{events, inject, loaded};
+use super::route;
 use super::shadow::Acquired;
-use super::shown_pstate;
-
-const FMO: u64 = 1 << 3;
-const IMO: u64 = 1 << 4;
-/// The bits of a guest hypervisor's HCR_EL2 that hold for its guest in hardware: all but what names
-/// umbra's own business (TGE, E2H, API, APK, NV, NV1, NV2, FIEN).
-const GUEST_BITS: u64 =
-    !(1 << 27 | 1 << 34 | 1 << 40 | 1 << 41 | 1 << 42 | 1 << 43 | 1 << 45 | 1 << 47);
-
-/// Vector offsets of an exception that comes from below virtual EL2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::kvm) enum Vector {
-    /// Synchronous, from a lower level in AArch64.
-    Sync = 0x400,
-    /// An interrupt.
-    Irq = 0x480,
-}
 
 /// Virtual EL2 returns to EL1 or EL0 of its guest. Returns false where there is no memory to run it.
 pub(super) fn enter(vcpu: &Arc<Vcpu>, state: &mut State, pstate: HwPstate, pc: u64) -> bool {
     let key = {
         let hw = vcpu.hw.lock();
         let get = |reg| hw.regs.get(reg);
-        ContextKey::new(get(Reg::VttbrEl2), get(Reg::VtcrEl2), get(Reg::HcrEl2))
+        let hcr = hw.masks.hcr(get(Reg::HcrEl2));
+        ContextKey::new(get(Reg::VttbrEl2), get(Reg::VtcrEl2), hcr)
     };
     let Some((shadow, vttbr)) = space(vcpu, key) else {
         return false;
@@ -67,34 +54,13 @@ fn space(vcpu: &Vcpu, key: ContextKey) -> Option<(Option<ContextId>, u64)> {
     }
 }
 
-/// Its guest takes an exception to virtual EL2.
-pub(in crate::kvm) fn leave(
-    vcpu: &Arc<Vcpu>,
-    state: &mut State,
-    vector: Vector,
-    esr: Option<u64>,
-    far: Option<u64>,
-) {
-    let from = shown_pstate(state);
-    let pc = state.frame.pc;
-    events::nested_exception(vcpu, pc, vector, esr);
+/// From what a guest hypervisor runs to virtual EL2; the exception is the caller's to tell.
+pub(super) fn leave(vcpu: &Arc<Vcpu>, state: &mut State) {
     let left = vcpu.hw.lock().shadow;
     change(vcpu, state, World::VirtualEl2, None, vcpu.vm.vttbr);
     if let Some(left) = left {
         vcpu.vm.memory.lock().shadows.release(left);
     }
-    let mut hw = vcpu.hw.lock();
-    let regs = &mut hw.regs;
-    regs.set(Reg::SpsrEl2, from);
-    regs.set(Reg::ElrEl2, pc);
-    if let Some(esr) = esr {
-        regs.set(Reg::EsrEl2, esr);
-    }
-    if let Some(far) = far {
-        regs.set(Reg::FarEl2, far);
-    }
-    state.frame.pc = regs.get(Reg::VbarEl2).wrapping_add(vector as u64);
-    state.frame.set_pstate(HwPstate::EL1H_MASKED);
 }
 
 fn change(
@@ -104,31 +70,25 @@ fn change(
     shadow: Option<ContextId>,
     vttbr: u64,
 ) {
-    loaded::put(vcpu);
-    state.world = world;
     vcpu.stats.begin(world);
-    let virtual_el2 = world == World::VirtualEl2;
-    let theirs = {
+    loaded::load(vcpu);
+    let (kicks, ended) = {
         let mut hw = vcpu.hw.lock();
-        hw.virtual_el2 = virtual_el2;
+        let put = loaded::put_interface(vcpu, &mut hw);
+        hw.virtual_el2 = world == World::VirtualEl2;
         hw.shadow = shadow;
         hw.vttbr = vttbr;
-        hw.regs.get(Reg::HcrEl2)
+        let machine = loaded::machine(vcpu, &hw);
+        hw.regs.hw.switch(&machine);
+        hw.cntvoff = machine.cntvoff;
+        loaded::load_interface(&mut hw);
+        state.world = world;
+        state.hcr = route::hcr(&hw, state, world);
+        inject::offer_serror(&hw, state);
+        put
     };
-    let ctr = state.id_regs.get(umbra_arm64::sysreg::SysReg::CTR_EL0);
-    state.hcr = run::hcr(state.init.unwrap_or_default(), world, ctr)
-        | if virtual_el2 { 0 } else { theirs & GUEST_BITS };
+    deliver(&vcpu.vm, kicks);
+    ended.deliver(vcpu);
     vcpu.vm.gic.relink_timers(vcpu);
     vcpu.kick(request::GIC);
-}
-
-/// Whether the guest hypervisor takes interrupts of what it runs, whose list registers are then its
-/// own.
-pub(in crate::kvm) fn routes_interrupts(hw: &Hw) -> bool {
-    hw.nested && !hw.virtual_el2 && hw.regs.get(Reg::HcrEl2) & (IMO | FMO) != 0
-}
-
-/// Whether the guest hypervisor traps FP of what it runs (CPTR_EL2.FPEN, E2H form).
-pub(in crate::kvm) fn traps_fp(hw: &Hw) -> bool {
-    hw.nested && !hw.virtual_el2 && hw.regs.get(Reg::CptrEl2) >> 20 & 1 == 0
 }

@@ -31,6 +31,16 @@ safeguards! {
     ProcessPages = "process-pages",
     /// Taking the right to write from what is logged as clean.
     DirtyProtect = "dirty-protect",
+    /// TLB maintenance after a right to write was taken from a VM's pages.
+    TightenTlbi = "tighten-tlbi",
+    /// TLB maintenance after entries of a shadow changed.
+    ShadowTlbi = "shadow-tlbi",
+    /// Doing that under the shadow's own VMID.
+    ShadowVmid = "shadow-vmid",
+    /// Voiding the fills that walked before a guest hypervisor's TLBI.
+    ShadowSequence = "shadow-sequence",
+    /// Finding the shadow entries of pages that are taken back.
+    ShadowReverse = "shadow-reverse",
     /// Telling VMs that their VMM's mappings change.
     Notify = "notify",
     /// Saving FP registers before somebody else's are loaded.

@@ -7,7 +7,7 @@
 use umbra_arm64::Pa;
 
 use crate::boot::HCR_TGE;
-use crate::regs::{insn, msr};
+use crate::regs::{insn, mrs, msr};
 use crate::sabotage::{Safeguard, left_out};
 use crate::{guest, percpu};
 
@@ -62,10 +62,25 @@ impl Process {
 #[derive(Debug)]
 pub struct Stage2(());
 
+/// A TLBI was executed, under this VMID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// What VTTBR_EL2 named when it was.
+    pub vmid: u16,
+}
+
+impl Issued {
+    fn now() -> Option<Self> {
+        Some(Self {
+            vmid: (mrs!("vttbr_el2") >> 48) as u16,
+        })
+    }
+}
+
 impl Stage2 {
     /// Runs `work` with the VMID of `vttbr` loaded and TGE clear, then waits for its effects on
     /// every CPU and puts back what was loaded before.
-    pub fn with(vttbr: u64, work: impl FnOnce(&Stage2)) {
+    pub fn with<R>(vttbr: u64, work: impl FnOnce(&Stage2) -> R) -> R {
         let this = percpu::this();
         let old_hcr = this.hcr.get();
         let old_vttbr = this.vttbr.get();
@@ -76,20 +91,21 @@ impl Stage2 {
             insn!("dsb ishst");
             insn!("isb");
         }
-        work(&Stage2(()));
+        let result = work(&Stage2(()));
         // SAFETY: a barrier.
         unsafe { insn!("isb") };
         if old_vttbr != vttbr {
             guest::set_vttbr(old_vttbr);
         }
         guest::set_hcr(old_hcr);
+        result
     }
 
     /// Forgets stage-2 and combined entries of 4 KiB pages from `ipa`; `ttl` is the level hint of
-    /// the operand (0 where unknown). Complete for every CPU on return.
-    pub fn ipa(&self, ipa: u64, step: u64, count: u64, ttl: u64) {
+    /// the operand (0 where unknown). Complete for every CPU on return; says whether it was done.
+    pub fn ipa(&self, ipa: u64, step: u64, count: u64, ttl: u64) -> Option<Issued> {
         if left_out(Safeguard::Stage2Range) {
-            return;
+            return None;
         }
         // SAFETY: TLB maintenance removes cached translations only.
         unsafe {
@@ -102,18 +118,20 @@ impl Stage2 {
             insn!("tlbi vmalle1is");
             insn!("dsb ish");
         }
+        Issued::now()
     }
 
-    /// Forgets stage-1 and stage-2 entries of the VMID on every CPU.
-    pub fn all(&self) {
+    /// Forgets stage-1 and stage-2 entries of the VMID on every CPU; says whether it was done.
+    pub fn all(&self) -> Option<Issued> {
         if left_out(Safeguard::Stage2All) {
-            return;
+            return None;
         }
         // SAFETY: as above.
         unsafe {
             insn!("tlbi vmalls12e1is");
             insn!("dsb ish");
         }
+        Issued::now()
     }
 
     /// Forgets stage-1 entries for the address of a TLBI operand, any ASID, on every CPU.

@@ -5,7 +5,7 @@
 //! before a page changes. So the stage 2 never maps what the VMM no longer does.
 
 use umbra_abort::{SizeRequest, SlotRange, Stage2Kind, mapping_size};
-use umbra_arm64::{Granule, Ipa, Pa, Rights, Tag, Vmid};
+use umbra_arm64::{Granule, Ipa, Level, Pa, Rights, Tag, Vmid};
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
 use umbra_hw::tlb;
@@ -17,6 +17,7 @@ use umbra_stage2::{
 use umbra_trace::UnmapReason;
 
 use super::events;
+use super::ghost::{self, Made};
 use super::nested::Shadows;
 use super::slots::{self, Change, Slot, SlotError, Slots};
 use crate::mem::TablePages;
@@ -166,17 +167,20 @@ pub(super) fn invalidate_under(vttbr: u64, request: &TlbRequest) {
             let step = level.map_or(4096, |level| Granule::K4.level_bytes(level));
             let count = bytes.div_ceil(step);
             if count > 512 {
-                stage2.all();
+                ghost::struck_all(stage2.all());
             } else {
-                let ttl = match (level, leaf_only) {
-                    // TG = 4 KiB, level in the low bits (Arm ARM D8.17.5).
-                    (Some(level), true) => 0b0100 | level.number() as u64 & 3,
-                    _ => 0,
-                };
-                stage2.ipa(addr, step, count, ttl);
+                let level = level.filter(|_| leaf_only);
+                // TG = 4 KiB, level in the low bits (Arm ARM D8.17.5).
+                let ttl = level.map_or(0, |level| 0b0100 | level.number() as u64 & 3);
+                ghost::struck(
+                    stage2.ipa(addr, step, count, ttl),
+                    addr,
+                    (step, count),
+                    level,
+                );
             }
         }
-        Scope::All => stage2.all(),
+        Scope::All => ghost::struck_all(stage2.all()),
     });
 }
 
@@ -326,7 +330,12 @@ impl Memory {
         let vttbr = (self.vttbr, self.below);
         self.table()
             .write_protect(base, bytes, &TablePages)
-            .finish(&TablePages, invalidate_tlb(vttbr));
+            .finish(&TablePages, |request| {
+                if !left_out(Safeguard::TightenTlbi) {
+                    invalidate_tlb(vttbr)(request);
+                }
+            });
+        ghost::write_protected(events::vm_number(vttbr.0), base, bytes);
     }
 
     fn evict(&mut self, base: Ipa, bytes: u64) {
@@ -339,6 +348,7 @@ impl Memory {
         self.table()
             .evict(base, bytes, &TablePages)
             .finish(&TablePages, invalidate_tlb(vttbr));
+        ghost::taken_back(events::vm_number(vttbr.0), base, bytes);
     }
 
     /// The VMM's pages of `span` change: unmaps what the guest sees of them.
@@ -361,7 +371,10 @@ impl Memory {
             self.shadows.forget(base, bytes);
             let table = self.table();
             match table.unmap(base, bytes, &TablePages) {
-                Ok(change) => change.finish(table, &TablePages, invalidate_tlb(vttbr)),
+                Ok(change) => {
+                    change.finish(table, &TablePages, invalidate_tlb(vttbr));
+                    ghost::taken_back(events::vm_number(vttbr.0), base, bytes);
+                }
                 Err(_) => self.evict(base, bytes),
             }
             events::unmapped(self.vttbr, base, bytes, UnmapReason::Poison);
@@ -451,11 +464,25 @@ impl Memory {
             .table()
             .map(at, pa, size, Attrs::normal(rights), &TablePages);
         let vttbr = (self.vttbr, self.below);
+        let ghost = Made {
+            vttbr: vttbr.0,
+            addr: at.raw(),
+            level: Granule::K4.leaf_level(size).unwrap_or(Level::L3),
+            pa,
+            rights,
+            vm: events::vm_number(vttbr.0),
+            source: at,
+        };
         match result {
-            Ok(Mapped::Fresh | Mapped::Unchanged) => {}
-            Ok(Mapped::Rights(work)) => work.finish(&TablePages, invalidate_tlb(vttbr)),
+            Ok(Mapped::Unchanged) => {}
+            Ok(Mapped::Fresh) => ghost::fresh(&ghost),
+            Ok(Mapped::Rights(work)) => {
+                work.finish(&TablePages, invalidate_tlb(vttbr));
+                ghost::replaced(&ghost);
+            }
             Ok(Mapped::Broken(broken)) => {
                 broken.finish(self.table(), &TablePages, invalidate_tlb(vttbr));
+                ghost::replaced(&ghost);
             }
             Err(MapError::NoMemory) => return Err(NotMapped::NoMemory),
             Err(MapError::Busy) => return Err(NotMapped::Retry),
@@ -492,6 +519,7 @@ impl Drop for Memory {
                 .finish(&TablePages, invalidate_tlb(vttbr));
         }
         for vttbr in core::iter::once(self.vttbr).chain(self.below) {
+            ghost::gone(vttbr);
             give_vmid((vttbr >> 48) as u16);
         }
     }

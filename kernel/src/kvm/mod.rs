@@ -16,6 +16,7 @@ mod events;
 mod exit;
 mod fault;
 mod firmware;
+mod ghost;
 mod gic;
 mod inject;
 mod ioeventfd;

@@ -96,6 +96,7 @@ impl Vm {
     /// A VM of the calling process; `ENOMEM`.
     pub(super) fn new(mm: Arc<Mm>, ipa_bits: u8) -> Result<Arc<Self>, Errno> {
         let machine = Machine::read();
+        super::ghost::prepare();
         let memory = Memory::new(&machine, ipa_bits).ok_or(Errno::ENOMEM)?;
         let vm = Arc::new(Self {
             ipa_bits,

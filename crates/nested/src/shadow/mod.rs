@@ -14,11 +14,13 @@
 //!
 //! Nothing here touches a table or a TLB: the owner changes its tables and these books under one lock.
 
+mod ghost;
 mod key;
 mod places;
 mod pool;
 mod radix;
 
+pub use ghost::{GHOSTS, Ghost, Ghosts};
 pub use key::ContextKey;
 pub use places::{CROWD, Insert, Place, Places, Size};
 pub use pool::{ContextId, MOST_CONTEXTS, Pool};

@@ -4,9 +4,11 @@
 //! access flag clear, so nothing is brought in, nothing is marked, and hardware says later whether it
 //! was worth it. Memory that was new a moment ago has no such neighbours: nobody looks then.
 
-use umbra_arm64::{Hva, Ipa, Pa, Rights};
+use umbra_arm64::{Hva, Ipa, Level, Pa, Rights};
 use umbra_stage2::{Attrs, Canonical};
 
+use super::super::events;
+use super::super::ghost::{self, Made};
 use super::super::slots::{PAGE, Slot};
 use super::{Memory, Wanted};
 use crate::mem::TablePages;
@@ -74,6 +76,7 @@ impl Memory {
                 }
             }
         });
+        let vttbr = self.vttbr;
         let Self { table, ahead, .. } = self;
         let Some(table) = table else {
             return;
@@ -82,7 +85,17 @@ impl Memory {
             let view = there[(at.offset_in(WINDOW) / PAGE) as usize].as_ref()?;
             let hva = slot.contains(at).then(|| slot.hva_of(at)).flatten()?;
             let pa = view.pa.checked_add(hva.offset_from(view.start)?)?;
-            Some((pa, attrs(pa, slot, view, wanted)))
+            let attrs = attrs(pa, slot, view, wanted);
+            ghost::fresh(&Made {
+                vttbr,
+                addr: at.raw(),
+                level: Level::L3,
+                pa,
+                rights: attrs.rights,
+                vm: events::vm_number(vttbr),
+                source: at,
+            });
+            Some((pa, attrs))
         });
         ahead.made += made as u64;
     }

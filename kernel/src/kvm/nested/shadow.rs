@@ -14,7 +14,8 @@
 
 use alloc::vec::Vec;
 
-use umbra_arm64::{Granule, Ipa, L2Ipa, Pa, Rights, Tag, Vmid};
+use umbra_arm64::{Granule, Ipa, L2Ipa, Level, Pa, Rights, Tag, Vmid};
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_nested::shadow::{ContextId, ContextKey, Insert, Place, Places, Pool, Size};
 use umbra_stage2::{
     Attrs, Config, Geometry, Leaf, MapError, Mapped, S2, Shadow, TlbRequest, TlbWork,
@@ -22,6 +23,7 @@ use umbra_stage2::{
 use umbra_trace::Shadowed;
 
 use super::super::events;
+use super::super::ghost::{self, Made};
 use super::super::memory::{Machine, NotMapped, give_vmid, invalidate_under, take_vmid};
 use crate::mem::TablePages;
 
@@ -256,6 +258,7 @@ impl Shadows {
         }
         self.tables -= before - context.table.table_pages();
         work.finish(&TablePages, under(context.vttbr));
+        ghost::unmapped(context.vttbr, from, *cursor - from);
         *cursor >= end
     }
 
@@ -282,6 +285,9 @@ impl Shadows {
             }
         }
         work.finish(&TablePages, under(context.vttbr));
+        if all {
+            ghost::unmapped(context.vttbr, at, 1);
+        }
         all
     }
 
@@ -376,14 +382,29 @@ impl Shadows {
         let mapped = context
             .table
             .map(fill.at, fill.pa, bytes, attrs, &TablePages);
+        let ghost = Made {
+            vttbr,
+            addr: fill.at.raw(),
+            level: Granule::K4.leaf_level(bytes).unwrap_or(Level::L3),
+            pa: fill.pa,
+            rights: fill.rights,
+            vm: self.vm,
+            source: fill.ipa,
+        };
         let result = match mapped {
-            Ok(Mapped::Fresh | Mapped::Unchanged) => Ok(()),
+            Ok(Mapped::Unchanged) => Ok(()),
+            Ok(Mapped::Fresh) => {
+                ghost::fresh(&ghost);
+                Ok(())
+            }
             Ok(Mapped::Rights(work)) => {
                 work.finish(&TablePages, under(vttbr));
+                ghost::replaced(&ghost);
                 Ok(())
             }
             Ok(Mapped::Broken(broken)) => {
                 broken.finish(&mut context.table, &TablePages, under(vttbr));
+                ghost::replaced(&ghost);
                 Ok(())
             }
             Err(MapError::Busy) => Err(NotMapped::Retry),
@@ -420,6 +441,9 @@ impl Shadows {
 
     /// Unmaps whatever of `[base, base + bytes)` of the VM any shadow maps.
     pub(in crate::kvm) fn forget(&mut self, base: Ipa, bytes: u64) {
+        if left_out(Safeguard::ShadowReverse) {
+            return;
+        }
         let mut works = Works::new();
         while let Some(place) = self.places.pop_mapping(base, bytes) {
             if let Some(context) = self.pool.get(place.context) {
@@ -462,7 +486,9 @@ impl Shadows {
             progress.begun = true;
             let mut from = 0;
             while let Some(id) = self.pool.next_of_vmid(vmid, from) {
-                self.pool.advance(id);
+                if !left_out(Safeguard::ShadowSequence) {
+                    self.pool.advance(id);
+                }
                 from = id.index() + 1;
             }
         }
@@ -559,13 +585,20 @@ impl Context {
         self.table
             .destroy(&TablePages)
             .finish(&TablePages, under(vttbr));
+        ghost::gone(vttbr);
         give_vmid((vttbr >> 48) as u16);
     }
 }
 
 /// How TLB requests of a context are performed.
 fn under(vttbr: u64) -> impl FnMut(&TlbRequest) {
-    move |request| invalidate_under(vttbr, request)
+    move |request| {
+        if left_out(Safeguard::ShadowTlbi) {
+            return;
+        }
+        let other = u64::from(left_out(Safeguard::ShadowVmid)) << 48;
+        invalidate_under(vttbr ^ other, request);
+    }
 }
 
 /// TLB work of several entries in a row, put together as long as they are one context's.

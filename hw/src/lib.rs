@@ -25,6 +25,7 @@ pub mod heap;
 pub mod idregs;
 pub mod mem;
 pub mod psci;
+pub mod rtc;
 pub mod sabotage;
 pub mod semihosting;
 pub mod sync;

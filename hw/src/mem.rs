@@ -231,6 +231,9 @@ pub fn sync_instructions(pa: Pa, bytes: u64) {
     }
 }
 
+/// Bytes of boot data and device registers together that can be mapped.
+pub const BOOT_DATA_LIMIT: u64 = WINDOWS - mmu::DEVICES;
+
 /// Boot data (device tree, initrd) that the loader left in RAM: mapped read-only for good.
 ///
 /// # Errors

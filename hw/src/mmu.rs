@@ -256,7 +256,8 @@ pub(crate) fn unmap_pages(va: u64, pages: u64) {
 }
 
 /// Maps physical memory that is not RAM of ours (device registers, boot data) for good. What spans a
-/// block is mapped by blocks, so that a large initrd costs no more tables than a small one.
+/// block is mapped by blocks, so that a large initrd costs no more tables than a small one. The area
+/// for it is as large as its part of the address space; what does not fit is refused.
 pub(crate) fn map_device(pa: u64, bytes: u64, kind: Kind) -> Result<u64, NoTablePages> {
     const BLOCK: u64 = 2 << 20;
     let start = pa & !0xfff;
@@ -266,8 +267,8 @@ pub(crate) fn map_device(pa: u64, bytes: u64, kind: Kind) -> Result<u64, NoTable
         // Where virtual and physical address agree within a block, blocks fit.
         let skew = (start.wrapping_sub(space.next_device)) % BLOCK;
         let va = space.next_device + if bytes >= BLOCK { skew } else { 0 };
-        space.next_device = va + bytes;
-        assert!(space.next_device <= WINDOWS, "the device area is full");
+        let end = va.checked_add(bytes).filter(|&end| end <= WINDOWS);
+        space.next_device = end.ok_or(NoTablePages)?;
         va
     };
     let mut done = 0;

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,13 +18,14 @@ const ROUNDS: u64 = 2000;
 type Part = fn() -> Result<(), String>;
 
 fn main() -> ExitCode {
-    let parts: [(&str, Part); 6] = [
+    let parts: [(&str, Part); 7] = [
         ("mutex and atomics", counters),
         ("condition variable", ring),
         ("channel", channel),
         ("barrier", barrier),
         ("sleep", sleep),
         ("memory", memory),
+        ("an idle CPU", apart),
     ];
     for (name, part) in parts {
         if let Err(why) = part() {
@@ -170,4 +171,62 @@ fn memory() -> Result<(), String> {
         n >= THREADS || block.iter().zip(0..).any(|(word, i)| *word != i ^ n)
     });
     expect("broken blocks", broken.count() as u64, 0)
+}
+
+/// Two threads that never wait come apart as soon as a third leaves the other CPU idle: no thread
+/// waits for a CPU while another has nothing to do.
+fn apart() -> Result<(), String> {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    if cpus != 2 {
+        return Ok(());
+    }
+    let together = (0..60).filter(|_| !come_apart()).count();
+    expect("rounds in which they stayed together", together as u64, 0)
+}
+
+fn come_apart() -> bool {
+    const UNKNOWN: u64 = u64::MAX;
+    let cpu = || rustix::thread::sched_getcpu() as u64;
+    let (idle, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    // Where the second was seen once the third had left.
+    let second_at = AtomicU64::new(UNKNOWN);
+    let (held, gate) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        // In this order: the second and the first then begin on one CPU, the third on the other.
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                if idle.load(Ordering::SeqCst) {
+                    second_at.store(cpu(), Ordering::SeqCst);
+                }
+                thread::yield_now();
+            }
+        });
+        // Busy long enough for the others to share what is left, then asleep until all is over.
+        let left = &idle;
+        scope.spawn(move || {
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(6) {
+                std::hint::spin_loop();
+            }
+            left.store(true, Ordering::SeqCst);
+            gate.recv().is_err()
+        });
+        let first = scope.spawn(|| {
+            let held = held;
+            while !idle.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+            let start = Instant::now();
+            let mut apart = false;
+            while !apart && start.elapsed() < Duration::from_millis(300) {
+                let second = second_at.load(Ordering::SeqCst);
+                apart = second != UNKNOWN && second != cpu();
+                thread::yield_now();
+            }
+            done.store(true, Ordering::SeqCst);
+            drop(held);
+            apart
+        });
+        first.join().unwrap_or(false)
+    })
 }

@@ -21,8 +21,17 @@ pub(crate) fn start(machine: &Machine) {
     let arguments = machine.bootargs.first_program();
     mem::top_up();
     let archive: &'static [u8] = match machine.initrd {
-        Some((start, bytes)) => umbra_hw::mem::boot_data(start, bytes)
-            .expect("the tables were topped up just now, and the initrd is mapped by blocks"),
+        Some((start, bytes)) => match umbra_hw::mem::boot_data(start, bytes) {
+            Ok(archive) => archive,
+            Err(_) => {
+                log::error!(
+                    "the initrd of {} MiB is too large: umbra has room for less than {} MiB",
+                    bytes >> 20,
+                    umbra_hw::mem::BOOT_DATA_LIMIT >> 20
+                );
+                super::end(STATUS_NOT_FOUND);
+            }
+        },
         None => &[],
     };
     random::seed(&machine.rng_seed);

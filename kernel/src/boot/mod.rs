@@ -66,6 +66,13 @@ pub(crate) fn primary(device_tree: Pa) -> ! {
 
     trace::init(&machine.bootargs, machine.cpus.len());
     let (distributor, redistributors, bytes) = machine.gic.expect("the device tree names a GICv3");
+    if let Some(clock) = machine.clock {
+        // Without the time of day everything else works.
+        match umbra_hw::rtc::read(clock) {
+            Ok(seconds) => crate::sys::time::set_realtime(seconds),
+            Err(_) => log::warn!("the real-time clock cannot be mapped"),
+        }
+    }
     umbra_hw::gic::init(distributor, redistributors, bytes).expect("tables cover the GIC");
     sched::start();
     irq::init_cpu();

@@ -15,6 +15,8 @@ pub(crate) struct Machine {
     pub(crate) bootargs: BootArgs,
     /// Random bytes from the loader.
     pub(crate) rng_seed: heapless::Vec<u8, 64>,
+    /// PL031: base.
+    pub(crate) clock: Option<u64>,
     /// PL011: base and interrupt.
     pub(crate) console: Option<(u64, Option<u32>)>,
     /// GICv3: distributor, redistributors and their bytes.
@@ -100,6 +102,8 @@ impl Machine {
                 Some(cell(cells.get(4..8)?)? as u32 + 32)
             });
             self.console = ranges(node).next().map(|(base, _)| (base, interrupt));
+        } else if is_compatible(node, "arm,pl031") {
+            self.clock = ranges(node).next().map(|(base, _)| base);
         } else if is_compatible(node, "arm,gic-v3") {
             let mut frames = ranges(node);
             if let (Some((dist, _)), Some((redist, bytes))) = (frames.next(), frames.next()) {

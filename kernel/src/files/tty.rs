@@ -64,6 +64,9 @@ pub(crate) fn input(bytes: &[u8]) {
     QUEUE.wake_all();
 }
 
+/// Bytes that go to the console under one hold of its lock.
+const CONSOLE_PART: usize = 256;
+
 /// The terminal as a file.
 pub(crate) struct Console;
 
@@ -82,7 +85,12 @@ impl File for Console {
         port.try_reserve(bytes.len() * 2)
             .map_err(|_| Errno::ENOMEM)?;
         TTY.lock().output(bytes, &mut port);
-        umbra_hw::uart::write_bytes(&port);
+        // The device is slow and its lock is everybody's: between two parts, others have their turn.
+        for part in port.chunks(CONSOLE_PART) {
+            umbra_hw::uart::write_bytes(part);
+            crate::irq::poll();
+            crate::sched::preempt_point();
+        }
         Ok(bytes.len())
     }
 

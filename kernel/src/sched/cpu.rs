@@ -1,9 +1,10 @@
 //! What each CPU runs.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 
 use umbra_hw::MAX_CPUS;
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
 use umbra_hw::thread::Context;
 use umbra_sched::{RunQueue, SLICE_NS};
@@ -175,6 +176,7 @@ pub(crate) fn preempt_due() -> bool {
     if !waiting {
         return false;
     }
+    offer();
     if !slice_over() && !fresh_is_due() {
         timer::rearm();
         return false;
@@ -288,6 +290,23 @@ fn schedule(requeue: bool) {
         next: next.id,
     });
     umbra_hw::thread::switch(current, next);
+    // The thread that was left can be taken elsewhere only now.
+    offer();
+}
+
+/// Wakes a CPU that has nothing to do, if a thread waits here that it could take. A CPU that became
+/// idle looked at the queues itself, but not at threads that were still being left (see [`steal`]).
+fn offer() {
+    if this().queue.lock().is_empty() || left_out(Safeguard::IdleOffer) {
+        return;
+    }
+    // Against `idle`, which declares itself and then looks at the queues.
+    fence(Ordering::SeqCst);
+    let me = umbra_hw::cpu();
+    let idle = |&cpu: &usize| cpu != me && CPUS[cpu].is_idle.load(Ordering::Relaxed);
+    if let Some(cpu) = (0..cpus()).find(idle) {
+        irq::send(cpu, irq::Sgi::Reschedule);
+    }
 }
 
 /// With nothing of its own to do, a CPU takes a thread from the longest queue, but none that its
@@ -306,6 +325,7 @@ fn steal() -> Option<Arc<Thread>> {
 /// Where every new thread begins.
 pub(super) extern "C" fn thread_main() -> ! {
     umbra_hw::thread::finish_switch();
+    offer();
     let entry = current().entry.lock().take();
     if let Some(entry) = entry {
         entry();
@@ -318,6 +338,7 @@ pub(crate) fn idle() -> ! {
     loop {
         irq::poll();
         this().is_idle.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
         schedule(false);
         if this().queue.lock().is_empty() {
             irq::before_wait();

@@ -1,7 +1,9 @@
 //! Clocks and sleeping.
 //!
-//! Every clock is the machine's counter. CLOCK_REALTIME starts at 1970 with the counter, as umbra
-//! drives no clock that knows the date.
+//! Every clock is the machine's counter. CLOCK_REALTIME is set once, at boot, from the machine's
+//! real-time clock; without one it starts at 1970 with the counter. Nobody else can set it.
+
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use umbra_linux::Errno;
 use umbra_linux::time::{NANOS_PER_SEC, Timespec, Timeval, deadline};
@@ -19,9 +21,18 @@ pub(crate) enum Clock {
     Monotonic,
 }
 
+/// Nanoseconds from 1970 to the counter's zero.
+static EPOCH: AtomicU64 = AtomicU64::new(0);
+
+/// Says what time it is, in seconds since 1970.
+pub(crate) fn set_realtime(seconds: u32) {
+    let nanos = u64::from(seconds) * NANOS_PER_SEC;
+    EPOCH.store(nanos.saturating_sub(sched::now()), Ordering::Relaxed);
+}
+
 /// Nanoseconds since 1970, as far as umbra knows.
 pub(crate) fn realtime() -> u64 {
-    sched::now()
+    sched::now().saturating_add(EPOCH.load(Ordering::Relaxed))
 }
 
 impl Clock {

@@ -304,6 +304,12 @@ fn fixed(nonce: &str) -> Vec<Case> {
             vec!["uname", "-m"],
             "(?m)^aarch64$",
         ),
+        // The year of the machine's clock, not of its start.
+        busybox(
+            "program/busybox-date",
+            vec!["date", "+%Y"],
+            "(?m)^20[2-9]\\d$",
+        ),
         busybox(
             "program/busybox-missing-file",
             vec!["cat", "/missing"],

@@ -99,6 +99,39 @@ pub struct Statx {
     rest: [u64; 14],
 }
 
+/// Major and minor number of a device number as `struct stat` has it (`new_decode_dev`).
+const fn decoded(device: u64) -> (u32, u32) {
+    let device = device as u32;
+    (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xf_ff00)
+}
+
+impl From<Stat> for Statx {
+    /// The basic fields: all that there is of any file.
+    fn from(stat: Stat) -> Self {
+        let (rdev_major, rdev_minor) = decoded(stat.rdev);
+        let (dev_major, dev_minor) = decoded(stat.dev);
+        Self {
+            mask: STATX_BASIC_STATS,
+            blksize: stat.blksize.cast_unsigned(),
+            nlink: stat.nlink,
+            uid: stat.uid,
+            gid: stat.gid,
+            mode: stat.mode as u16,
+            ino: stat.ino,
+            size: stat.size.cast_unsigned(),
+            blocks: stat.blocks.cast_unsigned(),
+            atime: stat.atime.into(),
+            ctime: stat.ctime.into(),
+            mtime: stat.mtime.into(),
+            rdev_major,
+            rdev_minor,
+            dev_major,
+            dev_minor,
+            ..Self::default()
+        }
+    }
+}
+
 bitflags! {
     /// What faccessat asks about.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,24 +168,7 @@ impl Fs {
 
     /// statx: always the basic fields, whatever was asked for.
     pub fn statx(&self, id: InodeId) -> Result<Statx, Errno> {
-        let stat = self.stat(id)?;
-        let (rdev_major, rdev_minor) = self.device(id).map_or((0, 0), Device::numbers);
-        Ok(Statx {
-            mask: STATX_BASIC_STATS,
-            blksize: BLOCK_SIZE,
-            nlink: stat.nlink,
-            mode: stat.mode as u16,
-            ino: stat.ino,
-            size: stat.size.cast_unsigned(),
-            blocks: stat.blocks.cast_unsigned(),
-            atime: stat.atime.into(),
-            ctime: stat.ctime.into(),
-            mtime: stat.mtime.into(),
-            rdev_major,
-            rdev_minor,
-            dev_minor: DEVICE_MINOR,
-            ..Statx::default()
-        })
+        Ok(self.stat(id)?.into())
     }
 
     /// faccessat, and what execve asks before it runs a file: root may do everything but execute a file
@@ -219,5 +235,21 @@ mod tests {
             (offset_of!(Statx, atime), offset_of!(Statx, rdev_major)),
             (64, 128)
         );
+    }
+
+    #[test]
+    fn statx_says_what_stat_does() {
+        let mut stat = Stat::default();
+        stat.mode = 0o20620;
+        stat.nlink = 1;
+        stat.blksize = 1024;
+        stat.size = 7;
+        for (major, minor) in [(10, 232), (0x123, 0x4_5678)] {
+            stat.rdev = Device::Unknown { major, minor }.encoded();
+            let statx = Statx::from(stat);
+            assert_eq!((statx.rdev_major, statx.rdev_minor), (major, minor));
+            assert_eq!((statx.mode, statx.nlink, statx.size), (0o20620, 1, 7));
+            assert_eq!((statx.blksize, statx.mask), (1024, 0x7ff));
+        }
     }
 }

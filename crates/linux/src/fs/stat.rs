@@ -239,11 +239,13 @@ mod tests {
 
     #[test]
     fn statx_says_what_stat_does() {
-        let mut stat = Stat::default();
-        stat.mode = 0o20620;
-        stat.nlink = 1;
-        stat.blksize = 1024;
-        stat.size = 7;
+        let mut stat = Stat {
+            mode: 0o20620,
+            nlink: 1,
+            blksize: 1024,
+            size: 7,
+            ..Stat::default()
+        };
         for (major, minor) in [(10, 232), (0x123, 0x4_5678)] {
             stat.rdev = Device::Unknown { major, minor }.encoded();
             let statx = Statx::from(stat);

@@ -21,6 +21,7 @@
 pub mod rules;
 
 mod classify;
+mod device;
 mod poison;
 mod reflect;
 mod resolve;
@@ -30,6 +31,7 @@ mod shadow;
 mod size;
 
 pub use classify::{Abort, Context, Stage2Fault, Stage2Kind, VncrFault, World, classify};
+pub use device::{DeviceAccess, device_access};
 pub use poison::{Entry as BadFrame, Poison, Registry as BadFrames, Reported};
 pub use reflect::{Reflection, reflect};
 pub use resolve::{Action, Capabilities, Slot, resolve_canonical};

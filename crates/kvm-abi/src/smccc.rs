@@ -170,6 +170,28 @@ pub fn call(
     }
 }
 
+/// Whether any service answers `function`. Of the others [`call`] says [`NOT_SUPPORTED`], whatever the
+/// services are; most guests ask for few, so this is worth knowing without a look at any of them.
+#[must_use]
+pub const fn has_owner(function: u32) -> bool {
+    psci::is_psci(function)
+        || matches!(
+            function,
+            SMCCC_VERSION
+                | ARCH_FEATURES
+                | ARCH_WORKAROUND_1
+                | ARCH_WORKAROUND_2
+                | ARCH_WORKAROUND_3
+                | TRNG_VERSION
+                | TRNG_FEATURES
+                | TRNG_GET_UUID
+                | TRNG_RND32
+                | TRNG_RND64
+                | VENDOR_CALL_UID
+                | VENDOR_FEATURES
+        )
+}
+
 fn arch_feature(function: u32, services: &Services) -> u64 {
     match function {
         SMCCC_VERSION | ARCH_FEATURES => 0,
@@ -232,6 +254,31 @@ mod tests {
 
     fn ask(args: [u64; 4]) -> SmcccAction {
         call(args, &Services::default(), 0, &One)
+    }
+
+    #[test]
+    fn nobody_answers_what_has_no_owner() {
+        let all = Services {
+            std: u64::MAX,
+            vendor_hyp: u64::MAX,
+            ..Services::default()
+        };
+        let (mut owned, mut not) = (0, 0);
+        for top in 0..0x100u32 {
+            for low in (0..0x200).chain([0x3fff, 0x7fff, 0x8000, 0xff00, 0xff01, 0xff03]) {
+                let function = top << 24 | low;
+                if has_owner(function) {
+                    owned += 1;
+                    continue;
+                }
+                not += 1;
+                for services in [Services::default(), all] {
+                    let action = call([function.into(), 1, 0, 0], &services, 0, &One);
+                    assert_eq!(action, SmcccAction::Return(NOT_SUPPORTED), "{function:#x}");
+                }
+            }
+        }
+        assert!(owned > 40 && not > 10_000, "{owned} {not}");
     }
 
     #[test]

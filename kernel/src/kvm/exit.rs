@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use umbra_abort::{Abort, Context, SErrorEffect, World, classify};
+use umbra_abort::{Abort, Context, SErrorEffect, World, classify, device_access};
 use umbra_arm64::esr::WfxKind;
 use umbra_arm64::{Ec, Esr, Gva, Hpfar, Ipa, L2Ipa, Syndrome};
 use umbra_kvm_abi::exit::{Exit as VmmExit, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON};
@@ -14,6 +14,17 @@ use super::{events, fault, firmware, inject, nested, sea, sysreg};
 /// A synchronous exit.
 pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfar: u64) -> Next {
     let esr = Esr::new(esr);
+    // What a guest does most, by the shortest way to the same end.
+    if state.world == World::Plain && !crate::trace::is_on() {
+        if esr.ec() == Ec::Hvc {
+            return firmware::call(vcpu, state, false);
+        }
+        if let Some(device) = device_access(esr, Gva::new(far), Hpfar::new(hpfar))
+            && let Some(next) = fault::device(vcpu, state, far, device)
+        {
+            return next;
+        }
+    }
     // Aborts are decoded once, by `classify`.
     if matches!(esr.ec(), Ec::DataAbortLower | Ec::InstructionAbortLower) {
         return abort(vcpu, state, esr, far, hpfar);

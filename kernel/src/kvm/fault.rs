@@ -2,7 +2,9 @@
 
 use alloc::sync::Arc;
 
-use umbra_abort::{Action, Capabilities, Poison, Slot as Lies, Stage2Fault, resolve_canonical};
+use umbra_abort::{
+    Action, Capabilities, DeviceAccess, Poison, Slot as Lies, Stage2Fault, resolve_canonical,
+};
 use umbra_arm64::{Esr, Hva, Ipa, Pa};
 use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_linux::Errno;
@@ -93,6 +95,23 @@ pub(super) fn stage2(
             Next::Guest
         }
     }
+}
+
+/// A described access where stage 2 has nothing: `None` if memory lies there, or nothing that a VM has.
+pub(super) fn device(
+    vcpu: &Arc<Vcpu>,
+    state: &mut State,
+    far: u64,
+    device: DeviceAccess,
+) -> Option<Next> {
+    let DeviceAccess { ipa, access, write } = device;
+    let vm = &vcpu.vm;
+    let beyond = ipa.raw() >> vm.machine.pa_bits != 0 || ipa.raw() >> vm.ipa_bits != 0;
+    if beyond || vm.memory.lock().slot_at(ipa).is_some() {
+        return None;
+    }
+    state.last_far = far;
+    Some(mmio::access(vcpu, state, ipa, access, write))
 }
 
 /// The page behind `ipa` is broken: the same table again, which now knows.

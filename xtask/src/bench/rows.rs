@@ -391,13 +391,13 @@ pub(crate) const ROWS: &[Row] = &[
         "shadow fill, one exit",
         L1Pages,
         One(l1::FILL, Data, Instructions),
-        Some(600.0 / 9_301.0),
+        None,
     ),
     insn(
         "shadow fill, for each page touched",
         L1Pages,
         Each(l1::FILL, l1::PAGES, Instructions),
-        None,
+        Some(600.0 / 9_301.0),
     ),
     row(
         "shadow fill, for each page touched",

@@ -105,16 +105,21 @@ pub struct DataAbort {
 }
 
 impl DataAbort {
+    /// The instruction alone, if the 25 bits of `iss` describe one.
+    pub fn described(iss: u32) -> Option<Access> {
+        (iss & ISV != 0).then_some(Access {
+            size: AccessSize::from_sas(iss >> SAS_SHIFT),
+            sign_extend: iss & SSE != 0,
+            register: (iss >> SRT_SHIFT & 0x1f) as u8,
+            sixty_four: iss & SF != 0,
+            ordered: iss & AR != 0,
+        })
+    }
+
     /// Reads the 25 bits of `iss`. Without ISV the fields that it validates are ignored.
     pub fn decode(iss: u32) -> Self {
         Self {
-            access: (iss & ISV != 0).then_some(Access {
-                size: AccessSize::from_sas(iss >> SAS_SHIFT),
-                sign_extend: iss & SSE != 0,
-                register: (iss >> SRT_SHIFT & 0x1f) as u8,
-                sixty_four: iss & SF != 0,
-                ordered: iss & AR != 0,
-            }),
+            access: Self::described(iss),
             vncr: iss & VNCR != 0,
             set: (iss >> SET_SHIFT & 0b11) as u8,
             far_not_valid: iss & FNV != 0,

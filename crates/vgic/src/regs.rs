@@ -125,9 +125,8 @@ pub(crate) const SGI: &[Region] = &[
 /// The region that holds `offset`.
 pub(crate) fn find(map: &'static [Region], offset: u32) -> Option<&'static Region> {
     let after = map.partition_point(|region| region.start <= offset);
-    map[..after]
-        .last()
-        .filter(|region| offset - region.start < region.len)
+    let region = map.get(after.checked_sub(1)?)?;
+    (offset - region.start < region.len).then_some(region)
 }
 
 #[cfg(test)]

@@ -17,6 +17,9 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
     // What a guest does most, by the shortest way to the same end.
     if state.world == World::Plain && !crate::trace::is_on() {
         if esr.ec() == Ec::Hvc {
+            if firmware::is_nobodys(vcpu, state) {
+                return Next::Guest;
+            }
             return firmware::call(vcpu, state, false);
         }
         if let Some(device) = device_access(esr, Gva::new(far), Hpfar::new(hpfar))

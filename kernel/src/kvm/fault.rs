@@ -107,7 +107,7 @@ pub(super) fn device(
     let DeviceAccess { ipa, access, write } = device;
     let vm = &vcpu.vm;
     let beyond = ipa.raw() >> vm.machine.pa_bits != 0 || ipa.raw() >> vm.ipa_bits != 0;
-    if beyond || vm.memory.lock().slot_at(ipa).is_some() {
+    if beyond || vm.memory.lock().is_memory(ipa) {
         return None;
     }
     state.last_far = far;

@@ -46,21 +46,20 @@ impl VcpuView for View<'_> {
     }
 }
 
-/// A call with its function in x0. PC is past the instruction.
-#[inline]
-pub(super) fn call(vcpu: &Arc<Vcpu>, state: &mut State, smc: bool) -> Next {
-    events::call(vcpu, state, 0);
+/// Whether a call is one that nobody answers and the VMM has no say in; then that is its answer.
+#[inline(always)]
+pub(super) fn is_nobodys(vcpu: &Vcpu, state: &mut State) -> bool {
     let function = state.frame.x[0] as u32;
-    if !smccc::has_owner(function) && !vcpu.vm.filters.load(Ordering::Acquire) {
+    let nobodys = !smccc::has_owner(function) && !vcpu.vm.filters.load(Ordering::Acquire);
+    if nobodys {
         state.frame.x[0] = smccc::NOT_SUPPORTED;
-        return Next::Guest;
     }
-    answered(vcpu, state, smc)
+    nobodys
 }
 
-/// A call that somebody answers, or that the VMM has a say in.
-#[inline(never)]
-fn answered(vcpu: &Arc<Vcpu>, state: &mut State, smc: bool) -> Next {
+/// A call with its function in x0. PC is past the instruction.
+pub(super) fn call(vcpu: &Arc<Vcpu>, state: &mut State, smc: bool) -> Next {
+    events::call(vcpu, state, 0);
     let [x0, x1, x2, x3, ..] = state.frame.x;
     if vcpu.vm.filters.load(Ordering::Acquire) {
         let handler = vcpu.vm.filter.lock().handler(x0 as u32);

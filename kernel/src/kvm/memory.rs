@@ -242,6 +242,11 @@ impl Memory {
             .expect("the table lives as long as the VM")
     }
 
+    /// Whether `ipa` lies in a slot.
+    pub(super) fn is_memory(&self, ipa: Ipa) -> bool {
+        self.slots.is_memory(ipa)
+    }
+
     /// The slot that `ipa` lies in.
     pub(super) fn slot_at(&self, ipa: Ipa) -> Option<Slot> {
         self.slots.at(ipa)

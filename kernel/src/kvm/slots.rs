@@ -95,6 +95,13 @@ impl Slots {
         slot.contains(ipa).then_some((id, *slot))
     }
 
+    /// Whether `ipa` lies in a slot.
+    pub(super) fn is_memory(&self, ipa: Ipa) -> bool {
+        let below = self.by_base.range(..=ipa.raw()).next_back();
+        let slot = below.and_then(|(_, id)| self.by_id.get(id));
+        slot.is_some_and(|slot| slot.contains(ipa))
+    }
+
     /// The slot that `ipa` lies in.
     pub(super) fn at(&self, ipa: Ipa) -> Option<Slot> {
         self.find(ipa).map(|(_, slot)| slot)

@@ -74,7 +74,7 @@ pub(crate) struct Accepted {
 }
 
 /// All that is not asked.
-pub(crate) const UNASKED: [Unasked; 4] = [
+pub(crate) const UNASKED: [Unasked; 5] = [
     Unasked {
         why: "do_ats_write asserts that attributes are not stage 2's: a permission fault of the output there ends QEMU",
         explains: |asked| {
@@ -97,6 +97,21 @@ pub(crate) const UNASKED: [Unasked; 4] = [
             stage.is_some_and(|stage| {
                 stage.has_high_bits(asked.leaf()) || asked.words.is_empty() && stage.has_high_base()
             })
+        },
+    },
+    Unasked {
+        why: "get_phys_addr_lpae leaves bits 5:2 of a base, which are its bits 51:48, in the address of a table of less than 64 bytes",
+        explains: |asked| {
+            let question = asked.question;
+            let first = stage1_granule(asked.features, asked.tcr(), asked.is_upper());
+            let size = if asked.is_upper() {
+                asked.tcr() >> 16
+            } else {
+                asked.tcr()
+            };
+            let second = stage2_granule(asked.features, question.vtcr);
+            is_tiny_and_high(asked.ttbr(), size, first)
+                || is_tiny_and_high(question.vttbr, question.vtcr, second)
         },
     },
     Unasked {
@@ -224,6 +239,14 @@ pub(crate) const ACCEPTED: [Accepted; 13] = [
 
 /// PAR_EL1 of a permission fault of stage 2 on a walk, at level 0.
 const PTW_FAULT: u64 = 1 << 11 | S | PTW | 0b001100 << 1 | F;
+
+/// Whether a base register has bits where its bits 51:48 would be, and a table of less than 64 bytes.
+fn is_tiny_and_high(base: u64, size: u64, granule: Granule) -> bool {
+    let input = 64 - (size & 0x3f);
+    let stride = u64::from(granule.shift()) - 3;
+    let below = input.saturating_sub(u64::from(granule.shift()) + 1);
+    base >> 2 & 15 != 0 && below % stride + 1 < 3
+}
 
 /// Whether a descriptor is a block whose address field has more than 32 bits.
 fn is_wide_block(descriptor: u64) -> bool {

@@ -5,6 +5,7 @@
 //! a case chose. Tables lie in [`POOL`], which no Rust object shares.
 
 mod boot;
+mod heap;
 mod instruction;
 
 use core::arch::asm;

@@ -224,6 +224,14 @@ pub fn load(addr: Hva, log2: u8) -> Result<u64, Fault> {
     Ok(out)
 }
 
+/// Whether a word of umbra's own memory can be read.
+pub(crate) fn is_readable(va: u64) -> bool {
+    let mut out = 0;
+    // SAFETY: callers pass an aligned address in the linear map; nothing is written there, and an abort
+    // lands at the fix-up.
+    unsafe { umbra_user_load(&mut out, va, 3) }.result().is_ok()
+}
+
 /// Compare-and-exchange of a 32-bit word; returns what was there.
 ///
 /// # Errors

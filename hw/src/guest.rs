@@ -277,6 +277,8 @@ pub struct Machine {
     pub virtual_el2: bool,
     /// Whether the machine has PAuth keys to switch.
     pub pauth: bool,
+    /// Where VNCR_EL2 points instead of at the registers' page: for tests.
+    pub vncr_at: Option<u64>,
 }
 
 /// The EL1 and EL0 system registers of one vCPU.
@@ -538,7 +540,8 @@ impl VcpuRegs {
             msr!("s3_5_c14_c1_0", cntkctl);
             if machine.virtual_el2 {
                 // VNCR_EL2: the page's address in umbra's own regime.
-                msr!("s3_4_c2_c2_0", core::ptr::from_ref(&*self.page) as u64);
+                let page = core::ptr::from_ref(&*self.page) as u64;
+                msr!("s3_4_c2_c2_0", machine.vncr_at.unwrap_or(page));
             }
             msr!("vtcr_el2", machine.vtcr);
             msr!("vmpidr_el2", machine.vmpidr);

@@ -90,6 +90,15 @@ pub fn table(pa: Pa) -> &'static [AtomicU64; 512] {
     unsafe { &*((LINEAR + pa.raw()) as *const [AtomicU64; 512]) }
 }
 
+/// Whether every word of a page of a table chunk can be read: an external abort is an answer here, not
+/// the end.
+pub fn is_readable(pa: Pa) -> bool {
+    if !pa.is_aligned(PAGE) || !bit(&TABLES, pa.raw()) {
+        return false;
+    }
+    (0..PAGE / 8).all(|word| crate::copy::is_readable(LINEAR + pa.raw() + 8 * word))
+}
+
 /// Words of a run of pages within one table chunk (the frame table, rings).
 pub fn words(pa: Pa, bytes: u64) -> &'static [AtomicU64] {
     assert!(pa.is_aligned(8) && bytes.is_multiple_of(8));

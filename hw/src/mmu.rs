@@ -255,6 +255,19 @@ pub(crate) fn unmap_pages(va: u64, pages: u64) {
     }
 }
 
+/// An address of umbra's own at which nothing answers, to see what becomes of it: `pa` is no memory and no
+/// device. `None` without memory for tables.
+pub fn nowhere(pa: umbra_arm64::Pa) -> Option<u64> {
+    static AT: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
+    let known = AT.load(core::sync::atomic::Ordering::Acquire);
+    if known != 0 {
+        return Some(known);
+    }
+    let at = map_device(pa.raw(), 0x1000, Kind::Device).ok()?;
+    AT.store(at, core::sync::atomic::Ordering::Release);
+    Some(at)
+}
+
 /// Maps physical memory that is not RAM of ours (device registers, boot data) for good. What spans a
 /// block is mapped by blocks, so that a large initrd costs no more tables than a small one. The area
 /// for it is as large as its part of the address space; what does not fit is refused.

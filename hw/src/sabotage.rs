@@ -73,6 +73,20 @@ safeguards! {
     NestedMaintenance = "nested-maintenance",
     /// Hiding what a guest does not have from its ID registers.
     IdRegisters = "id-registers",
+    /// Telling the VMM of a guest's memory error, if it asked for that.
+    SeaExit = "sea-exit",
+    /// Reporting a memory error in the VM's own space when its guest's guest met it.
+    SeaSpace = "sea-space",
+    /// Injecting the abort that was told, of its own kind.
+    SeaKind = "sea-kind",
+    /// Giving external aborts of its guest to the guest hypervisor that asked for them.
+    SeaRoute = "sea-route",
+    /// Taking a bad page from the VMs that map it.
+    PoisonStage2 = "poison-stage2",
+    /// Keeping bad frames out of use.
+    PoisonRetire = "poison-retire",
+    /// Checking umbra's own tables after an external abort on a walk.
+    TableHeal = "table-heal",
 }
 
 /// Number + 1 of the safeguard that is left out.

@@ -113,6 +113,21 @@ pub(crate) fn owner(pa: Pa) -> Option<Owner> {
     with(|frames| frames.block_of(pa).map(|(_, _, owner)| owner))
 }
 
+/// Whether `pa` is a page of a table that can be read and believed.
+pub(crate) fn is_sound_table(pa: Pa) -> bool {
+    owner(pa) == Some(Owner::Table)
+        && crate::poison::state_of(pa).is_none()
+        && umbra_hw::mem::is_readable(pa)
+}
+
+/// A table page that is not sound has been cut off. If it is a page at all, it is retired.
+pub(crate) fn give_up_table(pa: Pa) {
+    if owner(pa) == Some(Owner::Table) {
+        retire(pa);
+        release(pa);
+    }
+}
+
 /// Order of the allocated block that `pa` lies in.
 pub(crate) fn block_order(pa: Pa) -> Option<u8> {
     with(|frames| frames.block_of(pa).map(|(_, order, _)| order))
@@ -126,6 +141,11 @@ pub(crate) fn is_ram(pa: Pa) -> bool {
 /// The frame of `pa` is bad: it is never given out again.
 pub(crate) fn retire(pa: Pa) -> Standing {
     with(|frames| frames.retire(pa))
+}
+
+/// Where a frame stands, for a test that leaves out retiring it.
+pub(crate) fn standing(pa: Pa) -> Standing {
+    owner(pa).map_or(Standing::Free, Standing::Owned)
 }
 
 /// Frames that are out of use for good.

@@ -18,16 +18,22 @@ use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use umbra_abort::{BadFrame, BadFrames, Poison, Reported};
-use umbra_arm64::Pa;
+use umbra_arm64::{Hva, Pa};
 use umbra_frames::{FRAME, Owner, Standing};
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
 use umbra_linux::Errno;
+use umbra_linux::einj::number;
 use umbra_linux::signal::{Siginfo, Signal, code};
 
+use crate::mm::{Breakage, Mm};
 use crate::{mem, proc};
 
+/// A physical address where nothing answers, on the machine that tests run on.
+pub(crate) const NOWHERE: Pa = Pa::new(0x0c80_0000);
+
 /// Bad frames that are listed. More are retired all the same.
-const LISTED: usize = 1024;
+const LISTED: usize = 16 << 10;
 
 static REGISTRY: SpinLock<BadFrames<LISTED>> = SpinLock::new("bad frames", 195, BadFrames::new());
 /// Errors that hardware corrected.
@@ -71,14 +77,18 @@ pub(crate) fn report(pa: Pa, poison: Poison) -> Result<(), Errno> {
         fail_stop(frame, owner);
     }
     let news = REGISTRY.lock().report(frame, poison);
-    let standing = mem::retire(frame);
+    let standing = if left_out(Safeguard::PoisonRetire) {
+        mem::standing(frame)
+    } else {
+        mem::retire(frame)
+    };
     if news == Reported::Before {
         return Ok(());
     }
     log::warn!("memory error at {frame}: {poison:?}, {standing:?}");
     match standing {
         Standing::Owned(Owner::Anonymous | Owner::Shared) => take_from_processes(frame, poison),
-        Standing::Owned(Owner::Table) => crate::kvm::heal_table(frame),
+        Standing::Owned(Owner::Table) => heal_table(frame),
         Standing::Owned(Owner::Heap | Owner::Stack | Owner::Kernel) => fail_stop(frame, owner),
         Standing::Free | Standing::Retired | Standing::Reserved => Ok(()),
     }
@@ -108,6 +118,41 @@ fn take_from_processes(frame: Pa, poison: Poison) -> Result<(), Errno> {
             }
         }
     }
+    Ok(())
+}
+
+/// A table page is bad: the VM whose it is makes it anew. `EBUSY`: no VM's, or a root, which stays in use;
+/// it is retired when its owner ends.
+fn heal_table(frame: Pa) -> Result<(), Errno> {
+    for process in proc::processes() {
+        if let Some(mm) = process.try_mm() {
+            mm.heal_tables();
+        }
+    }
+    match mem::owner(frame) {
+        None => Ok(()),
+        Some(_) => Err(Errno::EBUSY),
+    }
+}
+
+/// Breaks something of the calling process's on purpose, so that hardware raises a real external abort:
+/// `page ADDRESS`, `stage2-root`, `stage2-table`, `shadow-table`, `vncr`. `EOPNOTSUPP` outside a build
+/// with checks.
+pub(crate) fn break_on_purpose(mm: &Mm, text: &[u8]) -> Result<(), Errno> {
+    if !cfg!(debug_assertions) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let what = match text.trim_ascii() {
+        b"stage2-root" => Breakage::Root,
+        b"stage2-table" => Breakage::Table,
+        b"shadow-table" => Breakage::Shadow,
+        b"vncr" => Breakage::Vncr,
+        page => {
+            let at = page.strip_prefix(b"page ").ok_or(Errno::EINVAL)?;
+            return mm.misdirect(Hva::new(number(at)?), NOWHERE);
+        }
+    };
+    mm.break_on_purpose(what);
     Ok(())
 }
 

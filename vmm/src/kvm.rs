@@ -32,7 +32,7 @@ use crate::error::{Context, Error, Result};
 use crate::layout::{self, Memory};
 
 pub use memory_error::{
-    BusError, Sea, catch_bus_errors, expecting, poke, replace_pages, retire_pages,
+    BusError, Sea, catch_bus_errors, expecting, poke, replace_pages, replacing, retire_pages,
 };
 
 /// `KVM_CAP_ARM_EL2`, younger than the bindings.

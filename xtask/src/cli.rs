@@ -28,6 +28,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         what: Option<Run>,
     },
+    /// Make something go wrong at random, many times, on umbra in QEMU.
+    Campaign {
+        /// What goes wrong.
+        #[command(subcommand)]
+        what: Campaign,
+    },
     /// Run the tests: on the host first, then on umbra in QEMU.
     Test(TestArgs),
     /// Look at a recorded trace again: writes its JSON and its report.
@@ -63,6 +69,30 @@ pub(crate) struct GuardArgs {
     /// The program and its arguments.
     #[arg(last = true, required = true)]
     pub(crate) words: Vec<OsString>,
+}
+
+/// What can go wrong.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Campaign {
+    /// Memory: frames of every owner, beside VMs whose sums must stay right.
+    MemoryError(MemoryErrorCampaign),
+}
+
+/// Arguments of `campaign memory-error`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MemoryErrorCampaign {
+    /// Where the random numbers begin: the same seed makes the same campaign.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Injections.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) count: u64,
+    /// The QEMU program to use.
+    #[arg(long)]
+    pub(crate) qemu: Option<PathBuf>,
+    /// Give up after this many seconds; without it, two for each injection and two minutes.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) time_limit: Option<u64>,
 }
 
 /// What can be run.

@@ -36,7 +36,7 @@ mod workspace;
 
 use anyhow::Result;
 use clap::Parser;
-use cli::{Cli, Command, Run};
+use cli::{Campaign, Cli, Command, Run};
 use std::process::ExitCode;
 use workspace::Workspace;
 
@@ -73,6 +73,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             what: Some(Run::Program(args)),
         } => return run::program(&ws, &args),
         Command::Bench(args) => return bench::run(&ws, &args),
+        Command::Campaign {
+            what: Campaign::MemoryError(args),
+        } => return run::campaign(&ws, &args),
         Command::Test(args) => return test::run(&ws, &args),
         Command::Trace(args) => trace::command(&ws, &args)?,
         Command::Image { out, initrd } => build::image_command(&ws, out, &initrd)?,

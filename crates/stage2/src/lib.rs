@@ -35,6 +35,7 @@ pub mod dirty;
 mod entry;
 mod format;
 mod geometry;
+mod heal;
 mod map;
 mod range;
 mod resize;

@@ -8,11 +8,13 @@
 //! - `harness`: performs an operation on engine and model, leaves some break-before-makes open, and
 //!   checks after each step that the tables say what the model says, that the TLB holds nothing
 //!   that the tables do not say, and that no page leaks.
+//! - `heal`: table pages that go bad.
 //! - `properties`: random sequences; `sabotage`: each invalidation left out once, and caught.
 
 mod extents;
 mod fake;
 mod harness;
+mod heal;
 mod mmu;
 mod properties;
 mod sabotage;

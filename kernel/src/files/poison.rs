@@ -25,7 +25,11 @@ pub(super) struct Control {
 impl Control {
     /// `None`: not one of these files.
     pub(super) fn new(which: ProcFile) -> Option<Self> {
-        matches!(which, ProcFile::Einj(_) | ProcFile::CorruptPfn).then(|| Self {
+        matches!(
+            which,
+            ProcFile::Einj(_) | ProcFile::CorruptPfn | ProcFile::Break
+        )
+        .then(|| Self {
             which,
             position: SpinLock::new("control", 66, 0),
         })
@@ -56,7 +60,7 @@ impl File for Control {
         Ok(count)
     }
 
-    fn write(&self, _call: &Call<'_>, bytes: &[u8]) -> Result<usize, Stop> {
+    fn write(&self, call: &Call<'_>, bytes: &[u8]) -> Result<usize, Stop> {
         match self.which {
             ProcFile::Einj(file) => {
                 let injection = EINJ.lock().write(file, bytes)?;
@@ -64,6 +68,7 @@ impl File for Control {
                     inject(injection)?;
                 }
             }
+            ProcFile::Break => poison::break_on_purpose(&call.process.mm(), bytes)?,
             _ => {
                 let frame = number(bytes)?;
                 let at = frame.checked_mul(4096).ok_or(Errno::ENXIO)?;

@@ -118,7 +118,8 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
         | ProcFile::BadFrames
         | ProcFile::PageMap
         | ProcFile::Einj(_)
-        | ProcFile::CorruptPfn => {
+        | ProcFile::CorruptPfn
+        | ProcFile::Break => {
             out.push_str(&super::poison::text(which).unwrap_or_default());
             Ok(())
         }

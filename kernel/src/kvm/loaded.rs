@@ -135,6 +135,7 @@ pub(super) fn machine(vcpu: &Vcpu, hw: &Hw) -> Machine {
         traps: nested::traps(hw),
         pauth: has_pauth(),
         virtual_el2: hw.virtual_el2,
+        vncr_at: hw.vncr_at,
     }
 }
 

@@ -20,7 +20,7 @@ use super::events;
 use super::ghost::{self, Made};
 use super::nested::Shadows;
 use super::slots::{self, Change, Slot, SlotError, Slots};
-use crate::mem::TablePages;
+use crate::mem::{self, TablePages};
 use crate::mm::{PageView, Present};
 
 mod ahead;
@@ -54,6 +54,8 @@ pub(super) struct Memory {
     /// The same tables under a second VMID, for what a guest hypervisor runs without a stage 2 of its
     /// own: the two have different stage-1 entries for the same addresses.
     below: Option<u64>,
+    /// A test has broken a table on purpose.
+    broken: bool,
     /// Under which of the guest hypervisor's VMIDs it last ran something so.
     below_vmid: u16,
     vmid_bits: u32,
@@ -201,6 +203,7 @@ impl Memory {
             table: Some(table),
             vttbr,
             below: None,
+            broken: false,
             below_vmid: 0,
             ahead: AheadCounts::default(),
             shadows: Shadows::new(events::vm_number(vttbr)),
@@ -344,6 +347,7 @@ impl Memory {
     }
 
     fn evict(&mut self, base: Ipa, bytes: u64) {
+        self.mend();
         self.shadows.forget(base, bytes);
         let Self { table, ahead, .. } = self;
         if let Some(table) = table {
@@ -390,6 +394,54 @@ impl Memory {
     pub(super) fn leaf_at(&mut self, ipa: Ipa) -> Option<(Ipa, Pa, u64)> {
         let leaf = self.table().lookup(ipa, &TablePages)?;
         Some((leaf.addr, leaf.pa, leaf.size))
+    }
+
+    /// Cuts table pages that cannot be trusted off the VM's tables, canonical and shadows: faults fill
+    /// them again, and the guest never knows. Answers how many there were.
+    pub(super) fn heal(&mut self) -> usize {
+        self.broken = false;
+        let vttbr = (self.vttbr, self.below);
+        let table = self.table();
+        let (cuts, work) = table.cut_unsound(
+            &TablePages,
+            &mut mem::is_sound_table,
+            &mut mem::give_up_table,
+        );
+        work.finish(&TablePages, invalidate_tlb(vttbr));
+        if cuts > 0 {
+            log::warn!("{cuts} pages of a VM's stage 2 were bad: made anew");
+        }
+        let shadows = self.shadows.heal();
+        if shadows > 0 {
+            log::warn!("{shadows} pages of a VM's shadows were bad: made anew");
+        }
+        cuts + shadows
+    }
+
+    /// What a test broke is for hardware to meet; where umbra is first, it is mended before.
+    fn mend(&mut self) {
+        if self.broken {
+            self.heal();
+        }
+    }
+
+    /// Drops whatever the VM maps: faults make it anew.
+    pub(super) fn drop_all(&mut self) {
+        self.evict(Ipa::new(0), 1 << 48);
+    }
+
+    /// Breaks the canonical table, or the shadows, on purpose (`PageTable::misdirect`).
+    pub(super) fn misdirect(&mut self, to: Pa, shadows: bool) {
+        self.mend();
+        if shadows {
+            self.broken = true;
+            return self.shadows.misdirect(to);
+        }
+        self.broken = true;
+        let vttbr = (self.vttbr, self.below);
+        if let Some(work) = self.table().misdirect(to, &TablePages) {
+            work.finish(&TablePages, invalidate_tlb(vttbr));
+        }
     }
 
     /// Sets the access flag of the leaf at `ipa`.
@@ -513,6 +565,7 @@ impl From<NoMemory> for NotMapped {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        self.mend();
         self.shadows.destroy();
         if let Some(table) = self.table.take() {
             let vttbr = (self.vttbr, self.below);

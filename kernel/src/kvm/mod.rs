@@ -46,11 +46,6 @@ use umbra_linux::Errno;
 pub(crate) use loaded::{before_wait, put_loaded};
 pub(crate) use timer::{fired, maintenance};
 
-/// The page `frame` of a translation table is bad: what derives from it is made anew elsewhere.
-pub(crate) fn heal_table(_frame: umbra_arm64::Pa) -> Result<(), Errno> {
-    Err(Errno::EBUSY)
-}
-
 use crate::file::File;
 
 /// Opens /dev/kvm.

@@ -17,12 +17,14 @@ use alloc::sync::Arc;
 
 use umbra_abort::{Poison, Sea, SeaOwner, Stage2Fault, World};
 use umbra_arm64::{Ec, Esr, Gva, Hva, Ipa, L2Ipa, Level, Pa};
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_kvm_abi::exit::{ArmSeaExit, Exit as VmmExit};
+use umbra_linux::Errno;
 use umbra_trace::{Owner, SeaPath};
 
 use super::run::Next;
 use super::vcpu::{State, Vcpu};
-use super::{events, inject};
+use super::{events, inject, loaded};
 
 /// An abort that left to the VMM: what KVM_SET_VCPU_EVENTS makes pending if the guest has not run since.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +47,11 @@ pub(super) struct Place {
 
 /// An external abort that hardware took to EL2.
 pub(super) fn met(vcpu: &Arc<Vcpu>, state: &mut State, sea: &Sea<Ipa>) -> Next {
+    let suspect = sea.is_on_walk() || sea.owner == SeaOwner::Host;
+    if suspect && heal(vcpu, state) {
+        // Loaded anew, and made again: the guest never knows.
+        return Next::Interrupt;
+    }
     log::warn!(
         "vCPU {}: external abort, {:?}, {:?}'s",
         vcpu.id,
@@ -52,23 +59,14 @@ pub(super) fn met(vcpu: &Arc<Vcpu>, state: &mut State, sea: &Sea<Ipa>) -> Next {
         sea.owner
     );
     match sea.owner {
-        SeaOwner::Host => {
-            let nowhere = Place {
-                ipa: None,
-                below: None,
-            };
-            let esr = sea.shown(vcpu_has_ras(state));
-            events::sea(
-                vcpu,
-                state,
-                esr,
-                sea.gva,
-                &nowhere,
-                Owner::Host,
-                SeaPath::SError,
+        SeaOwner::Host if sea.vncr => {
+            log::error!(
+                "vCPU {}: its registers in memory are lost: it stops",
+                vcpu.id
             );
-            serror(state)
+            Next::Fail(Errno::EHWPOISON)
         }
+        SeaOwner::Host => hosts(vcpu, state, sea),
         SeaOwner::Guest => {
             // HPFAR_EL2 is UNKNOWN: the guest's own translation gives the page, or nothing does.
             let page = sea
@@ -85,6 +83,60 @@ pub(super) fn met(vcpu: &Arc<Vcpu>, state: &mut State, sea: &Sea<Ipa>) -> Next {
             tell(vcpu, state, sea.shown(vcpu_has_ras(state)), sea.gva, place)
         }
     }
+}
+
+/// Row S4: what hardware walks is looked at before the syndrome is believed. True if something was bad
+/// and is right now. What was bad does not come back, so this ends.
+fn heal(vcpu: &Arc<Vcpu>, state: &State) -> bool {
+    if left_out(Safeguard::TableHeal) {
+        return false;
+    }
+    let shadow = vcpu.hw.lock().shadow;
+    let (cuts, root) = {
+        let mut memory = vcpu.vm.memory.lock();
+        let cuts = memory.heal();
+        let root = match (state.world, shadow) {
+            (World::Nested, Some(id)) => memory.shadows.vttbr_of(id),
+            // Its guest hypervisor has several of them; they share the canonical root.
+            (World::Nested, None) => None,
+            (World::Plain | World::VirtualEl2, _) => Some(memory.vttbr()),
+        };
+        (cuts, root)
+    };
+    let loaded = vcpu.hw.lock().vttbr;
+    let misled = root.is_some_and(|root| root != loaded);
+    if let Some(root) = root.filter(|_| misled) {
+        log::warn!("vCPU {}: the root of its tables was lost", vcpu.id);
+        loaded::put(vcpu);
+        vcpu.hw.lock().vttbr = root;
+    }
+    cuts > 0 || misled
+}
+
+/// The host's, and nothing of it is found to be bad: the tables are dropped once, and made anew; if that
+/// does not help, it is an SError in the guest, as on Linux.
+fn hosts(vcpu: &Arc<Vcpu>, state: &mut State, sea: &Sea<Ipa>) -> Next {
+    let pc = state.frame.pc;
+    if sea.is_on_walk() && state.dropped_at != Some(pc) {
+        state.dropped_at = Some(pc);
+        vcpu.vm.memory.lock().drop_all();
+        return Next::Interrupt;
+    }
+    let nowhere = Place {
+        ipa: None,
+        below: None,
+    };
+    let esr = sea.shown(vcpu_has_ras(state));
+    events::sea(
+        vcpu,
+        state,
+        esr,
+        sea.gva,
+        &nowhere,
+        Owner::Host,
+        SeaPath::SError,
+    );
+    serror(state)
 }
 
 /// The access of `fault` met a page that is kept unmapped because its frame, behind `hva` in the VMM,
@@ -179,7 +231,10 @@ fn tell(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, gva: Option<Gva>, place: 
     Next::Vmm(VmmExit::ArmSea(ArmSeaExit {
         esr: esr.raw(),
         gva: gva.map_or(0, Gva::raw),
-        gpa: place.ipa.map(|ipa| ipa.align_down(4096).raw()),
+        gpa: match place.below {
+            Some(below) if left_out(Safeguard::SeaSpace) => Some(below.align_down(4096).raw()),
+            _ => place.ipa.map(|ipa| ipa.align_down(4096).raw()),
+        },
         l2_ipa: place.below.map(|at| at.align_down(4096).raw()),
     }))
 }
@@ -197,6 +252,7 @@ pub(super) fn inject(vcpu: &Arc<Vcpu>, state: &mut State, told: Option<Told>) {
     const ISS: u64 = (1 << 25) - 1;
     const FNV: u64 = 1 << 10;
     const EXTERNAL: u64 = 0x10;
+    let told = told.filter(|_| !left_out(Safeguard::SeaKind));
     let (instruction, iss, far, page) = match told {
         Some(told) => {
             let instruction = matches!(

@@ -75,6 +75,8 @@ pub(super) struct State {
     pub(super) pending_mmio: Option<PendingMmio>,
     /// KVM_SET_VCPU_EVENTS asked for an external abort, with the address of the last fault.
     pub(super) pending_abort: bool,
+    /// PC when the tables were last dropped because hardware's walk of them failed.
+    pub(super) dropped_at: Option<u64>,
     /// The abort that the last exit told the VMM of, until the guest runs on.
     pub(super) told: Option<super::sea::Told>,
     /// A pending virtual SError and its syndrome.
@@ -114,6 +116,8 @@ pub(super) struct Hw {
     pub(super) masks: Masks,
     /// VTTBR_EL2 for what runs.
     pub(super) vttbr: u64,
+    /// Where VNCR_EL2 points instead of at the registers, in a test of memory errors.
+    pub(super) vncr_at: Option<u64>,
 }
 
 impl Hw {
@@ -190,6 +194,7 @@ impl Vcpu {
                 pending_mmio: None,
                 pending_abort: false,
                 told: None,
+                dropped_at: None,
                 pending_serror: None,
                 last_far: 0,
                 hcr: 0,
@@ -213,6 +218,7 @@ impl Vcpu {
                     below: super::nested::Below::default(),
                     masks: Masks::default(),
                     vttbr: vm.vttbr,
+                    vncr_at: None,
                 },
             ),
             power: SpinLock::new("vcpu power", 164, PowerState::default()),

@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use umbra_arm64::idreg::IdRegs;
 use umbra_arm64::{Hva, Ipa};
 use umbra_hw::MAX_CPUS;
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
 use umbra_kvm_abi::cap;
 use umbra_kvm_abi::device::{CreateDevice, DeviceAttr};
@@ -36,7 +37,7 @@ use super::slots::{Slot, SlotError};
 use super::vcpu::{Vcpu, VcpuFile};
 use super::{dirty, errno, loaded, read_struct, system, write_struct};
 use crate::file::{Call, File};
-use crate::mm::{Mm, Notifier};
+use crate::mm::{Breakage, Mm, Notifier};
 use crate::sched::Mutex;
 
 /// What the VMM asked of the whole VM.
@@ -88,7 +89,34 @@ impl Notifier for Vm {
     }
 
     fn take_page(&self, span: Span) {
-        self.memory.lock().take_page(span);
+        if !left_out(Safeguard::PoisonStage2) {
+            self.memory.lock().take_page(span);
+        }
+    }
+
+    fn heal(&self) {
+        self.memory.lock().heal();
+    }
+
+    fn break_on_purpose(&self, what: Breakage) {
+        let nowhere = crate::poison::NOWHERE;
+        match what {
+            Breakage::Table | Breakage::Shadow => {
+                let shadows = what == Breakage::Shadow;
+                self.memory.lock().misdirect(nowhere, shadows);
+            }
+            Breakage::Root | Breakage::Vncr => {
+                for vcpu in self.all_vcpus() {
+                    super::loaded::put(&vcpu);
+                    let mut hw = vcpu.hw.lock();
+                    if what == Breakage::Root {
+                        hw.vttbr = hw.vttbr & 0xffff << 48 | nowhere.raw();
+                    } else {
+                        hw.vncr_at = umbra_hw::nowhere(nowhere);
+                    }
+                }
+            }
+        }
     }
 }
 

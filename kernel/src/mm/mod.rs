@@ -11,5 +11,5 @@ mod space;
 mod user;
 
 pub(crate) use object::{FilePages, Object, SharedPages};
-pub(crate) use space::{Mm, MmFault, Notifier, PageView, Present};
+pub(crate) use space::{Breakage, Mm, MmFault, Notifier, PageView, Present};
 pub(crate) use user::Failed;

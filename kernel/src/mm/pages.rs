@@ -181,6 +181,18 @@ pub(super) fn take(table: &mut User, span: Span, frame: Pa) -> bool {
     unmap(table, span)
 }
 
+/// Maps `to`, which is no memory, where a page was.
+pub(super) fn misdirect(table: &mut User, page: Span, to: Pa) -> Result<(), MapError> {
+    remove(table, page);
+    map(
+        table,
+        page.start(),
+        to,
+        FRAME,
+        Attrs::normal(rights(Prot::RW)),
+    )
+}
+
 /// Unmaps a span and gives its frames back.
 pub(super) fn remove(table: &mut User, span: Span) {
     let pieces = pieces(table, span);

@@ -32,6 +32,25 @@ pub(crate) trait Notifier: Send + Sync {
     fn take_page(&self, span: Span) {
         self.invalidate(span);
     }
+
+    /// Table pages may be bad: those that are go, and are made anew on demand. Called without locks.
+    fn heal(&self) {}
+
+    /// Breaks something on purpose, to see it healed or contained. Called without locks.
+    fn break_on_purpose(&self, _what: Breakage) {}
+}
+
+/// What a test breaks, so that hardware raises a real external abort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Breakage {
+    /// The root that vCPUs have loaded.
+    Root,
+    /// A table below the root of the canonical tables.
+    Table,
+    /// A table below the root of each shadow.
+    Shadow,
+    /// The VNCR page.
+    Vncr,
 }
 
 /// Why a page cannot be had.
@@ -339,6 +358,37 @@ impl Mm {
         }
         inner.bad.push(BadPage { at, frame });
         Ok(Some(at))
+    }
+
+    fn notifiers(&self) -> Vec<Arc<dyn Notifier>> {
+        let inner = self.lock();
+        inner.notifiers.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Tells every VM that a table page of its may be bad.
+    pub(crate) fn heal_tables(&self) {
+        for who in self.notifiers() {
+            who.heal();
+        }
+    }
+
+    /// Breaks something of every VM on purpose.
+    pub(crate) fn break_on_purpose(&self, what: Breakage) {
+        for who in self.notifiers() {
+            who.break_on_purpose(what);
+        }
+    }
+
+    /// Lets the page at `addr` name a physical address where nothing answers.
+    pub(crate) fn misdirect(&self, addr: Hva, to: Pa) -> Result<(), Errno> {
+        let mut inner = self.lock();
+        let page = Span::new(addr.align_down(4096), 4096).ok_or(Errno::EFAULT)?;
+        inner
+            .areas
+            .fault(addr, Prot::WRITE)
+            .map_err(|_| Errno::EFAULT)?;
+        inner.notify(page);
+        pages::misdirect(inner.table(), page, to).map_err(|_| Errno::ENOMEM)
     }
 
     /// The bad frame that was taken from the page at `addr`, and what is known of it.

@@ -75,6 +75,7 @@ fn run() -> Result<bool, String> {
         umbra: false,
         seed: 1,
         effort: 100,
+        count: 24,
     };
     let (mut list, mut limit, mut filters) = (false, 120, Vec::<String>::new());
     let mut args = lexopt::Parser::from_env();
@@ -85,11 +86,12 @@ fn run() -> Result<bool, String> {
             Long("list") => list = true,
             Long("seed") => env.seed = number(&mut args)?,
             Long("limit") => limit = number(&mut args)?,
+            Long("count") => env.count = number(&mut args)?,
             Long("effort") => env.effort = number(&mut args)?,
             Value(filter) => filters.push(filter.string().map_err(wrong)?),
             Long("help") | Short('h') => {
                 println!(
-                    "kvm-probe [--umbra] [--list] [--seed N] [--effort PERCENT] [--limit SECONDS] [FILTER…]"
+                    "kvm-probe [--umbra] [--list] [--seed N] [--effort PERCENT] [--count N] [--limit SECONDS] [FILTER…]"
                 );
                 return Ok(true);
             }

@@ -170,6 +170,8 @@ pub struct BusError {
 thread_local! {
     /// Whether this thread is where a bus error is none of its own accesses: in a system call.
     static EXPECTING: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread wants a fresh page wherever its own access fails.
+    static REPLACING: Cell<bool> = const { Cell::new(false) };
     static SEEN: Cell<Option<BusError>> = const { Cell::new(None) };
 }
 
@@ -190,6 +192,14 @@ pub fn catch_bus_errors() -> Result<()> {
             },
             None => return,
         };
+        if REPLACING.get() {
+            // One's own access is made again, and finds a page of zeros.
+            SEEN.set(Some(error));
+            let page = ptr::without_provenance_mut(error.addr as usize);
+            if replace_pages(page).is_ok() {
+                return;
+            }
+        }
         if EXPECTING.get() || error.code == libc::BUS_MCEERR_AO {
             SEEN.set(Some(error));
             return;
@@ -217,6 +227,16 @@ pub fn expecting<R>(call: impl FnOnce() -> R) -> (R, Option<BusError>) {
     EXPECTING.set(true);
     let result = call();
     EXPECTING.set(false);
+    (result, SEEN.take())
+}
+
+/// Runs accesses of this thread's own to a [`Region`] that may fail: a page of zeros comes where one does, and
+/// the bus error is answered.
+pub fn replacing<R>(access: impl FnOnce() -> R) -> (R, Option<BusError>) {
+    SEEN.set(None);
+    REPLACING.set(true);
+    let result = access();
+    REPLACING.set(false);
     (result, SEEN.take())
 }
 

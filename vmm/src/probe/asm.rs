@@ -51,6 +51,13 @@ pub(crate) const CONTEXTIDR_EL1: Sys = (3, 0, 13, 0, 1);
 pub(crate) const TPIDR_EL1: Sys = (3, 0, 13, 0, 4);
 pub(crate) const TPIDR_EL0: Sys = (3, 3, 13, 0, 2);
 pub(crate) const TPIDRRO_EL0: Sys = (3, 3, 13, 0, 3);
+pub(crate) const HCR_EL2: Sys = (3, 4, 1, 1, 0);
+pub(crate) const VTTBR_EL2: Sys = (3, 4, 2, 1, 0);
+pub(crate) const VTCR_EL2: Sys = (3, 4, 2, 1, 2);
+pub(crate) const SPSR_EL2: Sys = (3, 4, 4, 0, 0);
+pub(crate) const ELR_EL2: Sys = (3, 4, 4, 0, 1);
+pub(crate) const HPFAR_EL2: Sys = (3, 4, 6, 0, 4);
+pub(crate) const VBAR_EL2: Sys = (3, 4, 12, 0, 0);
 pub(crate) const ICC_PMR_EL1: Sys = (3, 0, 4, 6, 0);
 pub(crate) const ICC_IAR1_EL1: Sys = (3, 0, 12, 12, 0);
 pub(crate) const ICC_EOIR1_EL1: Sys = (3, 0, 12, 12, 1);
@@ -182,6 +189,10 @@ impl Asm {
         self.word(0xd63f_0000 | n << 5)
     }
 
+    pub(crate) fn eret(&mut self) -> &mut Self {
+        self.word(0xd69f_03e0)
+    }
+
     pub(crate) fn ret(&mut self) -> &mut Self {
         self.word(0xd65f_03c0)
     }
@@ -288,7 +299,7 @@ mod tests {
         asm.mrs(9, ESR_EL1).msr(TPIDR_EL0, 9).msr(ICC_EOIR1_EL1, 1);
         asm.dup(5, 6).lane(1, 2, 1).lane(1, 2, 0);
         asm.hvc().wfi().isb().dsb().ic().unmask(2);
-        asm.call(9).ret();
+        asm.call(9).ret().eret();
         let expected = [
             0xd28a_cf03,
             0xf2c2_4683,
@@ -316,6 +327,7 @@ mod tests {
             0xd503_42ff,
             0xd63f_0120,
             0xd65f_03c0,
+            0xd69f_03e0,
         ];
         for (at, (seen, wanted)) in asm.words().iter().zip(expected).enumerate() {
             assert_eq!(*seen, wanted, "word {at}: {seen:#010x}, not {wanted:#010x}");

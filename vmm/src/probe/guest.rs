@@ -28,7 +28,9 @@ use super::{Check, Outcome, errno_name, granted, refused};
 pub(crate) const RAM: u64 = 0x4000_0000;
 /// Its size.
 pub(crate) const RAM_BYTES: usize = 2 << 20;
-const VECTORS: usize = 0x1000;
+const VECTORS_AT: usize = 0x1000;
+/// Where its vectors are.
+pub(crate) const VECTORS: u64 = RAM + VECTORS_AT as u64;
 const CODE: usize = 0x2000;
 /// EL1h, DAIF masked.
 pub(crate) const EL1H: u64 = 0x3c5;
@@ -95,7 +97,7 @@ impl Machine {
             next_code: Cell::new(CODE),
             next_slot: Cell::new(0),
         };
-        machine.ram.set_code(VECTORS, &asm::vectors());
+        machine.ram.set_code(VECTORS_AT, &asm::vectors());
         granted(machine.add(&machine.ram, RAM, 0), "the first slot")?;
         Ok(machine)
     }
@@ -194,7 +196,7 @@ impl Vcpu {
 
     /// Sets the registers for a start at `entry`; the rest stays.
     pub(crate) fn start(&self, entry: u64) -> Outcome {
-        self.set(abi::sys(asm::VBAR_EL1), RAM + VECTORS as u64)?;
+        self.set(abi::sys(asm::VBAR_EL1), VECTORS)?;
         self.set(abi::sys(asm::CPACR_EL1), 3 << 20)?;
         self.set(abi::PSTATE, EL1H)?;
         self.set(abi::PC, entry)
@@ -385,6 +387,13 @@ impl<'scope, T: Send + 'scope> Runner<'scope, T> {
 
     pub(crate) fn is_finished(&self) -> bool {
         self.thread.is_finished()
+    }
+
+    /// Waits for its end.
+    pub(crate) fn join(self) -> Check<T> {
+        self.thread
+            .join()
+            .map_err(|_| "a thread panicked".to_owned())
     }
 
     /// Ends its KVM_RUNs, again and again, until its work is done.

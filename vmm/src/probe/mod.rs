@@ -6,6 +6,8 @@
 
 pub(crate) mod abi;
 pub(crate) mod asm;
+mod below;
+mod campaign;
 mod dirty;
 mod events;
 mod firmware;
@@ -38,6 +40,8 @@ pub(crate) struct Env {
     pub(crate) seed: u64,
     /// Rounds of the long checks, in hundredths of their own number.
     pub(crate) effort: u64,
+    /// Injections of a campaign.
+    pub(crate) count: u64,
 }
 
 impl Env {
@@ -84,7 +88,9 @@ rows! {
         munmap_faults;
     isolation: same_address_many_vms fresh_memory created_and_destroyed registers;
     poison: cells not_asked_for instruction_abort injected_later known signal_of_the_vmm unmapped_for_good
-        other_vms_live_on bad_requests storm;
+        other_vms_live_on bad_requests storm bus_errors;
+    below: cells not_routed table shadow_table vncr;
+    campaign: memory_error;
     noise: ioctls vcpu_state instructions;
 }
 

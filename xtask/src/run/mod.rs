@@ -1,10 +1,12 @@
 //! `cargo xtask run`: one machine for a person to look at.
 
+mod campaign;
 mod linux;
 mod memory_error;
 mod nested;
 mod program;
 
+pub(crate) use campaign::run as campaign;
 pub(crate) use linux::{report, run as linux, vmm_command};
 pub(crate) use memory_error::run as memory_error;
 pub(crate) use nested::run as nested;

@@ -92,6 +92,8 @@ pub enum ProcFile {
     CorruptPfn,
     /// /sys/kernel/debug/hwpoison/bad-frames: every frame known to be bad. Not in Linux.
     BadFrames,
+    /// /sys/kernel/debug/hwpoison/break: breaks what is not memory on purpose. Not in Linux.
+    Break,
 }
 
 impl ProcFile {
@@ -99,7 +101,7 @@ impl ProcFile {
     pub(super) const fn is_writable(self) -> bool {
         match self {
             Self::Einj(file) => !matches!(file, EinjFile::AvailableErrorType),
-            Self::CorruptPfn => true,
+            Self::CorruptPfn | Self::Break => true,
             _ => false,
         }
     }
@@ -170,6 +172,7 @@ pub(super) const PROC_FILES: &[(&str, ProcFile, u32)] = &[
         ProcFile::BadFrames,
         0o400,
     ),
+    ("sys/kernel/debug/hwpoison/break", ProcFile::Break, 0o200),
 ];
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use alloc::sync::Arc;
 
 use umbra_abort::World;
 use umbra_arm64::sysreg::Reg;
+use umbra_hw::sabotage::{Safeguard, left_out};
 
 use super::super::events;
 use super::super::inject::{self, Kind, Origin};
@@ -61,7 +62,7 @@ fn hcr(hw: &Hw) -> u64 {
 /// Whether the guest hypervisor takes external aborts of what it runs (HCR_EL2.TEA, TGE).
 pub(in crate::kvm) fn takes_external_aborts(hw: &Hw) -> bool {
     const TEA: u64 = 1 << 37;
-    hw.is_below() && hcr(hw) & (TGE | TEA) != 0
+    !left_out(Safeguard::SeaRoute) && hw.is_below() && hcr(hw) & (TGE | TEA) != 0
 }
 
 /// HCR_EL2.AMO: SErrors of what it runs are the guest hypervisor's, and it may make virtual ones.

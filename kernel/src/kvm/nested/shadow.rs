@@ -25,7 +25,7 @@ use umbra_trace::Shadowed;
 use super::super::events;
 use super::super::ghost::{self, Made};
 use super::super::memory::{Machine, NotMapped, give_vmid, invalidate_under, take_vmid};
-use crate::mem::TablePages;
+use crate::mem::{self, TablePages};
 
 /// Entries that are dropped under the lock at once where the work can be divided.
 const PORTION: usize = 512;
@@ -549,6 +549,53 @@ impl Shadows {
             contexts,
             entries: self.places.len() as u64,
             table_pages: self.tables as u64,
+        }
+    }
+
+    /// VTTBR_EL2 of one context.
+    pub(in crate::kvm) fn vttbr_of(&mut self, id: ContextId) -> Option<u64> {
+        self.pool.get(id).map(|context| context.vttbr)
+    }
+
+    /// Cuts table pages that cannot be trusted off every context; each such context is filled anew.
+    /// Answers how many there were.
+    pub(in crate::kvm) fn heal(&mut self) -> usize {
+        let (mut from, mut total) = (0, 0);
+        while let Some(id) = self.pool.next_of_vmid(None, from) {
+            from = id.index() + 1;
+            let Some(context) = self.pool.get(id) else {
+                continue;
+            };
+            let before = context.table.table_pages();
+            let table = &mut context.table;
+            let (cuts, work) = table.cut_unsound(
+                &TablePages,
+                &mut mem::is_sound_table,
+                &mut mem::give_up_table,
+            );
+            work.finish(&TablePages, under(context.vttbr));
+            self.tables -= before - context.table.table_pages();
+            if cuts > 0 {
+                self.rebuild(id);
+                total += cuts;
+            }
+        }
+        total
+    }
+
+    /// Breaks every context on purpose (`PageTable::misdirect`).
+    pub(in crate::kvm) fn misdirect(&mut self, to: Pa) {
+        let mut from = 0;
+        while let Some(id) = self.pool.next_of_vmid(None, from) {
+            from = id.index() + 1;
+            let Some(context) = self.pool.get(id) else {
+                continue;
+            };
+            let before = context.table.table_pages();
+            if let Some(work) = context.table.misdirect(to, &TablePages) {
+                work.finish(&TablePages, under(context.vttbr));
+            }
+            self.tables -= before - context.table.table_pages();
         }
     }
 

@@ -31,6 +31,9 @@ pub struct Traps {
 pub(crate) const CNTHCTL_OPEN: u64 = 0b11;
 /// EL1PCTEN and EL1PTEN: so do guests, and have the physical timer.
 const CNTHCTL_GUEST: u64 = 0b11 << 10;
+/// EL1NVPCT and EL1NVVCT: EL1's timers by their EL02 names trap at virtual EL2, where FEAT_NV2 would keep
+/// what is written without a word.
+const CNTHCTL_ALIASES: u64 = 0b11 << 15;
 /// HCRX_EL2.MSCEn: memory copy instructions are the guest's.
 const MSCEN: u64 = 1 << 11;
 const TPMCR: u64 = 1 << 5;
@@ -46,6 +49,11 @@ const DEBUG_AUTHENTICATION: u64 = 1 << 6;
 /// Whether the machine has FEAT_FGT.
 pub fn has_fgt() -> bool {
     idregs::read(7, 0) >> 56 & 0xf != 0
+}
+
+/// Whether the machine has FEAT_ECV.
+fn has_ecv() -> bool {
+    idregs::read(7, 0) >> 60 != 0
 }
 
 /// Whether the machine has FEAT_AMUv1, with which HAFGRTR_EL2 comes.
@@ -79,7 +87,11 @@ impl Traps {
         Self {
             hcrx: MSCEN,
             mdcr,
-            cnthctl: CNTHCTL_GUEST,
+            cnthctl: if virtual_el2 && has_ecv() {
+                CNTHCTL_GUEST | CNTHCTL_ALIASES
+            } else {
+                CNTHCTL_GUEST
+            },
             fine,
             fp: false,
             // There CPTR_EL2 is in CPACR_EL1, which must not lose bits of it.

@@ -156,7 +156,7 @@ impl Gic {
         let mut hw = vcpu.hw.lock();
         let lines = timer::lines(vcpu, &hw);
         vcpu.timers_high
-            .store(timer::high(vcpu, &hw), Ordering::Relaxed);
+            .store(timer::high(&lines), Ordering::Relaxed);
         if nested::routes_interrupts(&hw) {
             drop(hw);
             return self.refresh_above(vcpu, lines);

@@ -100,9 +100,9 @@ pub(super) fn lines(vcpu: &Vcpu, hw: &Hw) -> [Option<(u32, bool)>; 4] {
         .map(|timer| timer.map(|timer| (timer.ppi, timer.due(hw).is_some_and(|due| due <= now))))
 }
 
-/// The same as a bit per PPI.
-pub(super) fn high(vcpu: &Vcpu, hw: &Hw) -> u32 {
-    lines(vcpu, hw)
+/// The lines as a bit per PPI.
+pub(super) fn high(lines: &[Option<(u32, bool)>; 4]) -> u32 {
+    lines
         .iter()
         .flatten()
         .fold(0, |bits, &(ppi, level)| bits | u32::from(level) << ppi)
@@ -115,7 +115,7 @@ pub(super) fn resample(vcpu: &Vcpu) {
     if before == 0 {
         return;
     }
-    let now = high(vcpu, &vcpu.hw.lock());
+    let now = high(&lines(vcpu, &vcpu.hw.lock()));
     if before & !now != 0 {
         vcpu.timers_high.store(now, Ordering::Relaxed);
         if vcpu.vm.gic.refresh(vcpu) {
@@ -162,8 +162,32 @@ pub(crate) fn maintenance() {
     }
 }
 
+/// What a counter says to a guest hypervisor: the virtual one of EL1, or one without an offset.
+pub(super) fn counter(hw: &Hw, is_virtual: bool) -> u64 {
+    let offset = if is_virtual {
+        hw.regs.get(Reg::CntvoffEl2)
+    } else {
+        0
+    };
+    umbra_hw::timer::ticks().wrapping_sub(offset)
+}
+
+/// CTL of a timer of EL1 as a guest hypervisor reads it by its EL02 name, status included; `None` for
+/// any other register.
+pub(super) fn control(hw: &Hw, reg: Reg) -> Option<u64> {
+    const ISTATUS: u64 = 1 << 2;
+    let (cval, is_virtual) = match reg {
+        Reg::CntvCtlEl0 => (Reg::CntvCvalEl0, true),
+        Reg::CntpCtlEl0 => (Reg::CntpCvalEl0, false),
+        _ => return None,
+    };
+    let set = hw.regs.get(reg) & (ENABLE | IMASK);
+    let met = set & ENABLE != 0 && counter(hw, is_virtual) >= hw.regs.get(cval);
+    Some(set | if met { ISTATUS } else { 0 })
+}
+
 /// At virtual EL2 no hardware timer watches EL1's: sets an alarm for the earlier of the two, and
-/// elsewhere for virtual EL2's.
+/// elsewhere for virtual EL2's. One that is due since the lines were looked at fires at once.
 pub(super) fn watch(vcpu: &Vcpu) {
     let due = {
         let hw = vcpu.hw.lock();
@@ -171,13 +195,12 @@ pub(super) fn watch(vcpu: &Vcpu) {
             return;
         }
         let driven = links(hw.virtual_el2).map(|(ppi, _)| ppi);
-        let now = umbra_hw::timer::ticks();
+        let told = vcpu.timers_high.load(Ordering::Relaxed);
         timers(vcpu, &hw)
             .iter()
             .flatten()
-            .filter(|timer| !driven.contains(&timer.ppi))
+            .filter(|timer| !driven.contains(&timer.ppi) && told & 1 << timer.ppi == 0)
             .filter_map(|timer| timer.due(&hw))
-            .filter(|&due| due > now)
             .min()
     };
     vcpu.set_alarm(due.map(|due| umbra_hw::timer::ticks_to_ns(due).saturating_add(1)));

@@ -11,6 +11,7 @@ use umbra_nested::at::{self, Context, Op};
 use umbra_nested::stage1::Stage1Regs;
 
 use super::super::exit::write_x;
+use super::super::timer;
 use super::super::vcpu::{State, Vcpu, request};
 use super::fault::VmMemory;
 use super::{interrupts, tlbi};
@@ -48,8 +49,9 @@ pub(in crate::kvm) fn access(
         }
         return read || enc == SysReg::ICC_SRE_EL2;
     }
-    if let Some((cval, now)) = timer_value(enc) {
+    if let Some((cval, is_virtual)) = timer_value(enc) {
         let mut hw = vcpu.hw.lock();
+        let now = timer::counter(&hw, is_virtual);
         if read {
             let left = hw.regs.get(cval).wrapping_sub(now);
             drop(hw);
@@ -66,7 +68,9 @@ pub(in crate::kvm) fn access(
         return false;
     };
     if read {
-        let stored = vcpu.hw.lock().regs.get(reg);
+        let hw = vcpu.hw.lock();
+        let stored = timer::control(&hw, reg).unwrap_or_else(|| hw.regs.get(reg));
+        drop(hw);
         write_x(state, rt, stored);
     } else {
         let value = masks::res(reg, &state.id_regs).map_or(value, |res| res.sanitise(value));
@@ -89,12 +93,15 @@ fn unaliased(enc: SysReg) -> SysReg {
     SysReg::new(enc.op0(), op1, enc.crn(), enc.crm(), enc.op2())
 }
 
-/// A TVAL register: the CVAL behind it and what its counter says.
-fn timer_value(enc: SysReg) -> Option<(Reg, u64)> {
-    let now = umbra_hw::timer::ticks();
+/// A TVAL register: the CVAL behind it, and whether its counter is the virtual one of EL1.
+fn timer_value(enc: SysReg) -> Option<(Reg, bool)> {
+    const CNTP_TVAL_EL02: SysReg = SysReg::new(3, 5, 14, 2, 0);
+    const CNTV_TVAL_EL02: SysReg = SysReg::new(3, 5, 14, 3, 0);
     match enc {
-        SysReg::CNTHP_TVAL_EL2 => Some((Reg::CnthpCvalEl2, now)),
-        SysReg::CNTHV_TVAL_EL2 => Some((Reg::CnthvCvalEl2, now)),
+        SysReg::CNTHP_TVAL_EL2 => Some((Reg::CnthpCvalEl2, false)),
+        SysReg::CNTHV_TVAL_EL2 => Some((Reg::CnthvCvalEl2, false)),
+        CNTP_TVAL_EL02 => Some((Reg::CntpCvalEl0, false)),
+        CNTV_TVAL_EL02 => Some((Reg::CntvCvalEl0, true)),
         _ => None,
     }
 }

@@ -9,7 +9,7 @@
 //!  exec      elf ── stack            what the first instruction finds
 //!  memory    vma                     which addresses mean what
 //!  files     fd ── fs ── cpio        names and contents
-//!            pipe eventfd timerfd tty epoll      things that become ready
+//!            pipe socket eventfd timerfd tty epoll     things that become ready
 //!  threads   futex signal wait       who waits for whom
 //!  testing   einj                    how memory errors are injected
 //!  shared    errno outcome events time uapi      the words they are told in
@@ -37,6 +37,7 @@ pub mod futex;
 pub mod outcome;
 pub mod pipe;
 pub mod signal;
+pub mod socket;
 pub mod stack;
 pub mod time;
 pub mod timerfd;

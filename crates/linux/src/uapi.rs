@@ -5,6 +5,27 @@
 //! from (paths in the Linux source tree).
 
 // include/uapi/asm-generic/fcntl.h; the four that arm64 moves are in arch/arm64/include/uapi/asm/fcntl.h.
+/// Sockets with names in the tree (`include/linux/socket.h`).
+pub const AF_UNIX: u16 = 1;
+/// A stream of bytes.
+pub const SOCK_STREAM: u32 = 1;
+/// Level of the options that every socket has.
+pub const SOL_SOCKET: u32 = 1;
+/// Option: the kind of socket.
+pub const SO_TYPE: u32 = 3;
+/// Option: the error that waits.
+pub const SO_ERROR: u32 = 4;
+/// shutdown: reads end.
+pub const SHUT_RD: u32 = 0;
+/// shutdown: writes end.
+pub const SHUT_WR: u32 = 1;
+/// shutdown: both.
+pub const SHUT_RDWR: u32 = 2;
+/// Do not wait this time.
+pub const MSG_DONTWAIT: u32 = 0x40;
+/// No SIGPIPE.
+pub const MSG_NOSIGNAL: u32 = 0x4000;
+
 /// The access mode's two bits.
 pub const O_ACCMODE: u32 = 0o3;
 /// Open for writing only.

@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, mpsc};
@@ -18,13 +20,14 @@ const ROUNDS: u64 = 2000;
 type Part = fn() -> Result<(), String>;
 
 fn main() -> ExitCode {
-    let parts: [(&str, Part); 7] = [
+    let parts: [(&str, Part); 8] = [
         ("mutex and atomics", counters),
         ("condition variable", ring),
         ("channel", channel),
         ("barrier", barrier),
         ("sleep", sleep),
         ("memory", memory),
+        ("sockets", sockets),
         ("an idle CPU", apart),
     ];
     for (name, part) in parts {
@@ -229,4 +232,64 @@ fn come_apart() -> bool {
         });
         first.join().unwrap_or(false)
     })
+}
+
+/// A listener in a directory of its own; every thread has an answer from it. Then what is not there.
+fn sockets() -> Result<(), String> {
+    const DIR: &str = "/el0-sockets";
+    const NAME: &str = "/el0-sockets/here";
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |why: std::io::Error| format!("{what}: {why}")
+    };
+    std::fs::create_dir(DIR).map_err(failed("mkdir"))?;
+    let listener = UnixListener::bind(NAME).map_err(failed("bind"))?;
+    let again = UnixListener::bind(NAME).map(drop).map_err(|e| e.kind());
+    if again != Err(ErrorKind::AddrInUse) {
+        return Err(format!("binding a name twice: {again:?}"));
+    }
+    thread::scope(|scope| -> Result<(), String> {
+        let server = scope.spawn(|| -> std::io::Result<()> {
+            for _ in 0..THREADS {
+                let (mut peer, _) = listener.accept()?;
+                let mut bytes = Vec::new();
+                peer.read_to_end(&mut bytes)?;
+                bytes.reverse();
+                peer.write_all(&bytes)?;
+            }
+            Ok(())
+        });
+        let answers = on_all(|number| -> std::io::Result<bool> {
+            let mut peer = UnixStream::connect(NAME)?;
+            let mut wanted: Vec<u8> = (0..200_000u64).map(|n| (n * 7 + number) as u8).collect();
+            peer.write_all(&wanted)?;
+            peer.shutdown(std::net::Shutdown::Write)?;
+            let mut seen = Vec::new();
+            peer.read_to_end(&mut seen)?;
+            wanted.reverse();
+            Ok(seen == wanted)
+        })?;
+        for answer in answers {
+            expect("an answer", answer.map_err(failed("connect"))?.into(), 1)?;
+        }
+        let served = server.join().map_err(|_| "the server panicked")?;
+        served.map_err(failed("accept"))
+    })?;
+    drop(listener);
+    let refused = UnixStream::connect(NAME).map(drop).map_err(|e| e.kind());
+    if refused != Err(ErrorKind::ConnectionRefused) {
+        return Err(format!("a listener that is gone: {refused:?}"));
+    }
+    std::fs::remove_file(NAME).map_err(failed("unlink"))?;
+    std::fs::remove_dir(DIR).map_err(failed("rmdir"))?;
+    let missing = UnixStream::connect(NAME).map(drop).map_err(|e| e.kind());
+    if missing != Err(ErrorKind::NotFound) {
+        return Err(format!("a name that is gone: {missing:?}"));
+    }
+    let (mut one, mut two) = UnixStream::pair().map_err(failed("socketpair"))?;
+    one.write_all(b"x").map_err(failed("write"))?;
+    drop(one);
+    let mut bytes = Vec::new();
+    two.read_to_end(&mut bytes).map_err(failed("read"))?;
+    expect("bytes of a pair", bytes.len() as u64, 1)
 }

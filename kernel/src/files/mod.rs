@@ -9,6 +9,7 @@ pub(crate) mod epoll;
 mod eventfd;
 mod pipe;
 mod poison;
+pub(crate) mod socket;
 mod text;
 mod timerfd;
 

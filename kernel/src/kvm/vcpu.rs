@@ -552,7 +552,8 @@ impl File for VcpuFile {
                 Ok(0)
             }
             r if REFUSED.iter().any(|refused| r == refused.raw()) => Err(Errno::EINVAL),
-            _ => Err(Errno::ENOTTY),
+            // As Linux answers on arm64, what it knows elsewhere included.
+            _ => Err(Errno::EINVAL),
         }
     }
 }

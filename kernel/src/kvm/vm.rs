@@ -369,7 +369,8 @@ impl File for VmFile {
             r if r == raw(ioctl::KVM_ENABLE_CAP) => {
                 vm.enable_cap(&read_struct::<EnableCap>(&mm, arg)?)
             }
-            _ => Err(Errno::ENOTTY),
+            // As Linux answers on arm64, what it knows elsewhere included.
+            _ => Err(Errno::EINVAL),
         }
     }
 }

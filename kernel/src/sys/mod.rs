@@ -13,6 +13,7 @@ mod path;
 mod poll;
 mod process;
 mod signal;
+mod socket;
 pub(crate) mod time;
 pub(crate) mod user;
 
@@ -176,6 +177,18 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         174..=177 => Ok(0),
         178 => Ok(call.thread.tid as u64),
         179 => info::sysinfo(call, a),
+        198 => socket::socket(call, a),
+        199 => socket::socketpair(call, a),
+        200 => socket::bind(call, a),
+        201 => socket::listen(call, a),
+        202 => socket::accept4(call, [x0, x1, x2, 0, 0, 0]),
+        203 => socket::connect(call, a),
+        204 | 205 => socket::name(call, a),
+        206 => socket::send(call, a),
+        207 => socket::receive(call, a),
+        208 => socket::set_option(call, a),
+        209 => socket::get_option(call, a),
+        210 => socket::shutdown(call, a),
         214 => memory::brk(call, a),
         215 => memory::munmap(call, a),
         216 => memory::mremap(call, a),
@@ -188,6 +201,7 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         233 => memory::madvise(call, a),
         260 => process::wait4(call, a),
         261 => info::prlimit64(call, a),
+        242 => socket::accept4(call, a),
         276 => path::renameat2(call, a),
         278 => info::getrandom(call, a),
         291 => path::statx(call, a),

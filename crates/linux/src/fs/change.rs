@@ -53,6 +53,12 @@ impl Fs {
         self.make_named(&found, Node::Device(device), mode)
     }
 
+    /// bind: the name of a socket. `EEXIST` if there is anything by that name.
+    pub fn make_socket(&mut self, caller: &Caller<'_>, path: &[u8]) -> Result<InodeId, Errno> {
+        let found = self.walk(caller, path, Last::Keep)?;
+        self.make_named(&found, Node::Socket, 0o777 & !caller.umask)
+    }
+
     /// linkat: a further name for the file `id`. `EPERM` for a directory.
     pub fn link(&mut self, id: InodeId, caller: &Caller<'_>, path: &[u8]) -> Result<(), Errno> {
         let inode = self.inode(id)?;

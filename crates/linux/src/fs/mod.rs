@@ -80,6 +80,8 @@ enum Node {
     File(Content),
     Dir(Dir),
     Symlink(Vec<u8>),
+    /// The name of a socket.
+    Socket,
     Device(Device),
     Proc(ProcFile),
     /// The link /proc/self/exe, which points to a different place for everyone.
@@ -306,6 +308,7 @@ impl Inode {
             Node::Dir(_) => uapi::S_IFDIR,
             Node::Symlink(_) | Node::ProcExe => uapi::S_IFLNK,
             Node::Device(_) => uapi::S_IFCHR,
+            Node::Socket => uapi::S_IFSOCK,
         }
     }
 
@@ -313,7 +316,7 @@ impl Inode {
         match &self.node {
             Node::File(file) => file.len(),
             Node::Symlink(target) => target.len() as u64,
-            Node::Dir(_) | Node::Device(_) | Node::Proc(_) | Node::ProcExe => 0,
+            Node::Dir(_) | Node::Device(_) | Node::Socket | Node::Proc(_) | Node::ProcExe => 0,
         }
     }
 

@@ -149,7 +149,7 @@ impl Fs {
             _ if flags.path => Opened::Path,
             Node::Symlink(_) | Node::ProcExe => return Err(Errno::ELOOP),
             Node::File(_) => Opened::File,
-            Node::Device(Device::Unknown { .. }) => return Err(Errno::ENXIO),
+            Node::Device(Device::Unknown { .. }) | Node::Socket => return Err(Errno::ENXIO),
             Node::Device(device) => Opened::Device(*device),
             Node::Proc(file) if flags.write && !file.is_writable() => return Err(Errno::EACCES),
             Node::Proc(file) => Opened::Proc(*file),

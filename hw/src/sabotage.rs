@@ -37,8 +37,6 @@ safeguards! {
     ShadowTlbi = "shadow-tlbi",
     /// Doing that under the shadow's own VMID.
     ShadowVmid = "shadow-vmid",
-    /// Voiding the fills that walked before a guest hypervisor's TLBI.
-    ShadowSequence = "shadow-sequence",
     /// Finding the shadow entries of pages that are taken back.
     ShadowReverse = "shadow-reverse",
     /// Telling VMs that their VMM's mappings change.

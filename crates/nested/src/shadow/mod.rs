@@ -19,9 +19,11 @@ mod key;
 mod places;
 mod pool;
 mod radix;
+mod tlbi;
 
 pub use ghost::{GHOSTS, Ghost, Ghosts};
 pub use key::ContextKey;
 pub use places::{CROWD, Insert, Place, Places, Size};
 pub use pool::{ContextId, MOST_CONTEXTS, Pool};
 pub use radix::OutOfMemory;
+pub use tlbi::{Part, Tlbi};

@@ -350,18 +350,20 @@ impl Places {
     /// Costs the entries of that leaf, and those that lie among them.
     pub fn pop_leaf(&mut self, context: ContextId, at: L2Ipa, cursor: &mut u64) -> Option<Place> {
         let index = self.index(context)?;
-        if let Some(found) = index.covering(at.raw()) {
+        let reach = index.reach(at.raw());
+        let base = at.raw() >> reach << reach;
+        let end = base.saturating_add(1 << reach).min(1 << 48);
+        // What maps the address itself, once: it may be filled again meanwhile.
+        let is_first = *cursor == 0;
+        *cursor = base.max(*cursor).max(1);
+        if is_first && let Some(found) = index.covering(at.raw()) {
             let place = self.place(found.value - 1)?;
             self.remove(found.value - 1);
             return Some(place);
         }
-        let reach = index.reach(at.raw());
         if reach == 12 {
             return None;
         }
-        let base = at.raw() >> reach << reach;
-        let end = base.saturating_add(1 << reach).min(1 << 48);
-        *cursor = base.max(*cursor);
         while let Some(found) = self.index(context)?.next(*cursor, end, 13) {
             let place = self.place(found.value - 1)?;
             *cursor = found.addr + place.size.bytes();

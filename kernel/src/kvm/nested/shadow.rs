@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 
 use umbra_arm64::{Granule, Ipa, L2Ipa, Level, Pa, Rights, Tag, Vmid};
 use umbra_hw::sabotage::{Safeguard, left_out};
-use umbra_nested::shadow::{ContextId, ContextKey, Insert, Place, Places, Pool, Size};
+use umbra_nested::shadow::{ContextId, ContextKey, Insert, Part, Place, Places, Pool, Size, Tlbi};
 use umbra_stage2::{
     Attrs, Config, Geometry, Leaf, MapError, Mapped, S2, Shadow, TlbRequest, TlbWork,
 };
@@ -100,15 +100,6 @@ pub(in crate::kvm) enum Acquired {
     Again,
     /// Memory or VMIDs are out.
     NoMemory,
-}
-
-/// How far a TLBI of the guest hypervisor has come.
-#[derive(Clone, Copy, Debug, Default)]
-pub(in crate::kvm) struct Progress {
-    begun: bool,
-    index: usize,
-    part: u8,
-    cursor: u64,
 }
 
 /// The shadows of one VM.
@@ -471,50 +462,22 @@ impl Shadows {
         works.finish();
     }
 
-    /// The guest hypervisor invalidates `range` (first address and end; `None`: everything) under one
-    /// of its VMIDs, or all. Does a portion and says whether that was all of it.
-    ///
-    /// Whatever of its own leaves the range touches goes as a whole: it may mean a larger leaf than
-    /// the operand says.
-    pub(in crate::kvm) fn invalidate(
-        &mut self,
-        vmid: Option<u16>,
-        range: Option<(L2Ipa, u64)>,
-        progress: &mut Progress,
-    ) -> bool {
-        if !progress.begun {
-            progress.begun = true;
-            let mut from = 0;
-            while let Some(id) = self.pool.next_of_vmid(vmid, from) {
-                if !left_out(Safeguard::ShadowSequence) {
-                    self.pool.advance(id);
-                }
-                from = id.index() + 1;
-            }
-        }
+    /// Does a portion of a TLBI of the guest hypervisor and says whether that was all of it.
+    pub(in crate::kvm) fn invalidate(&mut self, tlbi: &mut Tlbi) -> bool {
+        tlbi.begin(&mut self.pool);
         let mut portion = PORTION;
-        while let Some(id) = self.pool.next_of_vmid(vmid, progress.index) {
-            if id.index() != progress.index {
-                (progress.index, progress.part, progress.cursor) = (id.index(), 0, 0);
-            }
-            let (start, end) = range.map_or((0, END), |(start, end)| (start.raw(), end.min(END)));
-            let cursor = &mut progress.cursor;
-            let done = match (progress.part, range) {
-                (0, Some(_)) => self.sweep_leaf(id, start, cursor, &mut portion),
-                (1, Some(_)) => self.sweep_leaf(id, end.saturating_sub(1), cursor, &mut portion),
-                _ => {
-                    *cursor = start.max(*cursor);
-                    self.sweep(id, cursor, end, &mut portion)
+        while let Some((id, part)) = tlbi.due(&self.pool) {
+            let done = match part {
+                Part::Leaf(at) => self.sweep_leaf(id, at.raw(), &mut tlbi.cursor, &mut portion),
+                Part::Range(start, end) => {
+                    tlbi.cursor = start.raw().max(tlbi.cursor);
+                    self.sweep(id, &mut tlbi.cursor, end, &mut portion)
                 }
             };
             if !done {
                 return false;
             }
-            progress.cursor = 0;
-            progress.part += 1;
-            if progress.part == 3 || range.is_none() {
-                (progress.index, progress.part) = (id.index() + 1, 0);
-            }
+            tlbi.done();
         }
         true
     }

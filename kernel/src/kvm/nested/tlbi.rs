@@ -15,7 +15,7 @@ use umbra_hw::tlb;
 
 use super::super::events;
 use super::super::vcpu::Vcpu;
-use super::shadow::Progress;
+use umbra_nested::shadow::Tlbi;
 
 /// HCR_EL2.TGE.
 const TGE: u64 = 1 << 27;
@@ -127,10 +127,10 @@ fn shadows_of(memory: &mut super::super::memory::Memory, hcr: u64, vmid: u16) ->
 
 /// Unmaps from shadows what a TLBI of stage 2 names, in portions; complete on return.
 fn unmap(vcpu: &Vcpu, vmid: Option<u16>, range: Option<(L2Ipa, u64)>) {
-    let mut progress = Progress::default();
+    let mut tlbi = Tlbi::new(vmid, range);
     loop {
         let mut memory = vcpu.vm.memory.lock();
-        if memory.shadows.invalidate(vmid, range, &mut progress) {
+        if memory.shadows.invalidate(&mut tlbi) {
             return;
         }
         drop(memory);

@@ -189,7 +189,7 @@ impl World {
             context: id,
             at: L2Ipa::new(at),
             ipa: Ipa::new(
-                (fill.leaf.output + first - fill.leaf.first) * PAGE & !(size.bytes() - 1),
+                ((fill.leaf.output + first - fill.leaf.first) * PAGE) & !(size.bytes() - 1),
             ),
             size,
             leaf_shift: 12 + fill.leaf.pages.trailing_zeros() as u8,

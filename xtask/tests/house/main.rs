@@ -2,5 +2,6 @@
 //! what no source file may hold. A rule that is meant is checked; the rest is advice.
 
 mod arrows;
+mod ledger;
 mod lints;
 mod source;

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use umbra_arm64::Pa;
 use umbra_frames::{CHUNK_ORDER, FRAME, Frames, Owner, Pool, Released, Standing};
 use umbra_hw::sync::SpinLock;
+use umbra_linux::Errno;
 use umbra_stage2::{NoMemory, Tables};
 
 /// The heap is fed when less than this is free.
@@ -73,13 +74,65 @@ fn with<R>(f: impl FnOnce(&mut Frames<'static>) -> R) -> R {
     f(FRAMES.lock().as_mut().expect("memory is initialised first"))
 }
 
+/// How many allocations are left until one fails that would have succeeded; 0: none is to fail.
+static FAIL_NTH: AtomicU64 = AtomicU64::new(0);
+
+/// Lets the `n`-th allocation from now on that an ioctl makes fail, 0 for none. `EOPNOTSUPP` unless it is a build with checks.
+pub(crate) fn fail_nth(n: u64) -> Result<(), Errno> {
+    if !cfg!(debug_assertions) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    FAIL_NTH.store(n, Ordering::Relaxed);
+    Ok(())
+}
+
+/// How many allocations are left until one fails; 0 when it has, or none is to.
+pub(crate) fn fail_nth_left() -> u64 {
+    FAIL_NTH.load(Ordering::Relaxed)
+}
+
+/// Calls in progress whose allocations may be made to fail.
+static FALLIBLE_CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// An ioctl in progress: only what is allocated meanwhile can be made to fail, so that the process
+/// which asks for it lives to see it.
+pub(crate) struct FallibleCall(());
+
+impl FallibleCall {
+    /// Begins.
+    pub(crate) fn begin() -> Self {
+        FALLIBLE_CALLS.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for FallibleCall {
+    fn drop(&mut self) {
+        FALLIBLE_CALLS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn must_fail() -> bool {
+    cfg!(debug_assertions)
+        && FALLIBLE_CALLS.load(Ordering::Relaxed) != 0
+        && FAIL_NTH
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+            .is_ok_and(|n| n == 1)
+}
+
 /// Takes `2^order` frames of plain memory; their content is whatever it was.
 pub(crate) fn allocate_plain(order: u8, owner: Owner) -> Option<Pa> {
+    if must_fail() {
+        return None;
+    }
     with(|frames| frames.allocate(order, Pool::Plain, owner))
 }
 
 /// Takes `2^order` cleared pages that umbra reaches as words.
 pub(crate) fn allocate_words(order: u8, owner: Owner) -> Option<Pa> {
+    if must_fail() {
+        return None;
+    }
     let pa = with(|frames| {
         if let Some(pa) = frames.allocate(order, Pool::Table, owner) {
             return Some(pa);

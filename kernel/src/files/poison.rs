@@ -1,5 +1,5 @@
-//! The files by which memory errors are injected and listed, and the one that says which frame a page
-//! has: Linux's paths and formats.
+//! The files by which memory errors and failing allocations are injected and listed, and the one that
+//! says which frame a page has: Linux's paths and formats.
 
 use alloc::string::String;
 
@@ -27,7 +27,7 @@ impl Control {
     pub(super) fn new(which: ProcFile) -> Option<Self> {
         matches!(
             which,
-            ProcFile::Einj(_) | ProcFile::CorruptPfn | ProcFile::Break
+            ProcFile::Einj(_) | ProcFile::CorruptPfn | ProcFile::Break | ProcFile::FailNth
         )
         .then(|| Self {
             which,
@@ -38,6 +38,7 @@ impl Control {
     fn text(&self) -> Result<String, Errno> {
         match self.which {
             ProcFile::Einj(file) => EINJ.lock().read(file),
+            ProcFile::FailNth => Ok(alloc::format!("{}\n", crate::mem::fail_nth_left())),
             _ => Err(Errno::EACCES),
         }
     }
@@ -69,6 +70,7 @@ impl File for Control {
                 }
             }
             ProcFile::Break => poison::break_on_purpose(&call.process.mm(), bytes)?,
+            ProcFile::FailNth => crate::mem::fail_nth(number(bytes)?)?,
             _ => {
                 let frame = number(bytes)?;
                 let at = frame.checked_mul(4096).ok_or(Errno::ENXIO)?;

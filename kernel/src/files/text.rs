@@ -119,7 +119,8 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
         | ProcFile::PageMap
         | ProcFile::Einj(_)
         | ProcFile::CorruptPfn
-        | ProcFile::Break => {
+        | ProcFile::Break
+        | ProcFile::FailNth => {
             out.push_str(&super::poison::text(which).unwrap_or_default());
             Ok(())
         }

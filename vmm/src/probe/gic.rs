@@ -37,6 +37,17 @@ impl Gic {
         Ok(Self(owned(create.fd)))
     }
 
+    /// The device of this file.
+    pub(super) fn of(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// Places its frames.
+    pub(super) fn place(&self, dist: u64, redist: u64) -> Answer<()> {
+        self.set(ADDR, ADDR_DIST, dist)?;
+        self.set(ADDR, ADDR_REDIST, redist)
+    }
+
     /// flags and group are halves of the first word of `struct kvm_device_attr`.
     fn call(&self, request: u32, group: u32, attr: u64, value: u64) -> Answer<u64> {
         let room = Region::new(0x2_0000)?;

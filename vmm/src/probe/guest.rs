@@ -28,10 +28,12 @@ use super::{Check, Outcome, errno_name, granted, refused};
 pub(crate) const RAM: u64 = 0x4000_0000;
 /// Its size.
 pub(crate) const RAM_BYTES: usize = 2 << 20;
-const VECTORS_AT: usize = 0x1000;
+/// Where its exception vectors lie, from its beginning.
+pub(crate) const VECTORS_AT: usize = 0x1000;
 /// Where its vectors are.
 pub(crate) const VECTORS: u64 = RAM + VECTORS_AT as u64;
-const CODE: usize = 0x2000;
+/// Where its programs begin.
+pub(crate) const CODE: usize = 0x2000;
 /// EL1h, DAIF masked.
 pub(crate) const EL1H: u64 = 0x3c5;
 
@@ -176,6 +178,11 @@ pub(crate) struct Vcpu {
 impl Vcpu {
     pub(crate) fn new(vm: &OwnedFd, id: u64) -> Check<Self> {
         let fd = granted(ioctl_value(vm, abi::CREATE_VCPU, id), "KVM_CREATE_VCPU").map(owned)?;
+        Self::of(fd)
+    }
+
+    /// The vCPU of this file.
+    pub(crate) fn of(fd: OwnedFd) -> Check<Self> {
         let page = granted(Region::of_file(&fd, 4096), "mmap of the run page")?;
         Ok(Self { fd, page })
     }

@@ -460,6 +460,7 @@ const PROBES: &[&str] = &[
     "irq/",
     "its/",
     "follow/",
+    "oom/",
     "isolation/",
     "poison/",
     "below/",

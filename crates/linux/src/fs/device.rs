@@ -84,6 +84,9 @@ pub enum ProcFile {
     SelfMaps,
     /// /proc/self/pagemap.
     PageMap,
+    /// /proc/self/fail-nth: which allocation of the kernel is to fail. Linux has it a task, here it
+    /// is one for the machine.
+    FailNth,
     /// /sys/firmware/acpi/tables/EINJ.
     EinjTable,
     /// /sys/kernel/debug/apei/einj/….
@@ -101,7 +104,7 @@ impl ProcFile {
     pub(super) const fn is_writable(self) -> bool {
         match self {
             Self::Einj(file) => !matches!(file, EinjFile::AvailableErrorType),
-            Self::CorruptPfn | Self::Break => true,
+            Self::CorruptPfn | Self::Break | Self::FailNth => true,
             _ => false,
         }
     }
@@ -116,6 +119,7 @@ pub(super) const PROC_FILES: &[(&str, ProcFile, u32)] = &[
     ("proc/cmdline", ProcFile::Cmdline, 0o444),
     ("proc/self/maps", ProcFile::SelfMaps, 0o444),
     ("proc/self/pagemap", ProcFile::PageMap, 0o400),
+    ("proc/self/fail-nth", ProcFile::FailNth, 0o644),
     ("sys/firmware/acpi/tables/EINJ", ProcFile::EinjTable, 0o400),
     (
         "sys/kernel/debug/apei/einj/available_error_type",

@@ -10,13 +10,16 @@ use std::path::Path;
 /// nothing in `sources` bears.
 fn nameless(ledger: &str, sources: &[Source]) -> Vec<String> {
     let quoted = Regex::new(r"`([^`]+)`").expect("a pattern");
-    // Names of tests are sentences; a single word may be anything's.
+    // Names of tests are sentences; a single word may be anything's. Some are of code that is not a
+    // function, so it is enough that something bears the name.
     let sentence = Regex::new(r"^[a-z0-9]+(_[a-z0-9]+){2,}$").expect("a pattern");
     let probe = Regex::new(r"`kvm/probe` ([a-z_/, ]+)").expect("a pattern");
-    let defines = |name: &str| {
-        let definition = Regex::new(&format!(r"\bfn {}\b", regex::escape(name)));
-        definition.is_ok_and(|d| sources.iter().any(|s| d.is_match(&s.text)))
+    let anywhere = |pattern: String| {
+        let pattern = Regex::new(&pattern);
+        pattern.is_ok_and(|p| sources.iter().any(|s| p.is_match(&s.text)))
     };
+    let bears = |name: &str| anywhere(format!(r"\b{}\b", regex::escape(name)));
+    let defines = |name: &str| anywhere(format!(r"\bfn {}\b", regex::escape(name)));
     let ends = |path: &str| {
         let tail = format!("/{path}");
         sources
@@ -26,7 +29,7 @@ fn nameless(ledger: &str, sources: &[Source]) -> Vec<String> {
     let mut found = Vec::new();
     for word in quoted.captures_iter(ledger).map(|c| c[1].to_owned()) {
         let good = if sentence.is_match(&word) {
-            defines(&word)
+            bears(&word)
         } else if let Some(payload) = word.strip_prefix("payload/") {
             payload == "…" || ends(&format!("guests/src/bin/{payload}.rs"))
         } else if word.ends_with(".rs") {

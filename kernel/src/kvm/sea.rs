@@ -214,7 +214,7 @@ fn vcpu_has_ras(state: &State) -> bool {
 }
 
 fn tell(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, gva: Option<Gva>, place: Place) -> Next {
-    let path = if vcpu.vm.options.lock().sea_to_user {
+    let path = if !left_out(Safeguard::SeaExit) && vcpu.vm.options.lock().sea_to_user {
         SeaPath::Vmm
     } else {
         SeaPath::SError

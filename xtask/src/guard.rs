@@ -20,11 +20,26 @@ pub(crate) struct Options {
     pub(crate) session: bool,
 }
 
+/// The command that is this xtask again, also when cargo has replaced its file since it was started: a
+/// test run builds xtask anew.
+#[cfg(target_os = "linux")]
+pub(crate) fn itself() -> Result<Command> {
+    let mut own = Command::new("/proc/self/exe");
+    own.arg0("xtask");
+    Ok(own)
+}
+
+/// The command that is this xtask again.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn itself() -> Result<Command> {
+    let own = std::env::current_exe().context("xtask does not find itself")?;
+    Ok(Command::new(own))
+}
+
 /// The command that starts `cmd` guarded: its program, arguments and environment, nothing else of it.
 /// The thread that spawns it has to outlive it: the kernel counts that thread as the parent.
 pub(crate) fn command(cmd: &Command, options: Options) -> Result<Command> {
-    let own = std::env::current_exe().context("xtask does not find itself")?;
-    let mut guarded = Command::new(own);
+    let mut guarded = itself()?;
     guarded.args(["guard", "--parent", &std::process::id().to_string()]);
     if options.session {
         guarded.arg("--session");

@@ -37,8 +37,11 @@ fn it_ends_with_its_parent() {
     wait_until("it became the program", || {
         process(pid).is_some_and(|(name, _)| name == "sleep")
     });
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
-    assert!(environment.split(|&b| b == 0).any(|v| v == b"UMBRA=yes"));
+    // Linux names a program before it has made its memory, so this too comes a moment later.
+    wait_until("it has the environment", || {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+        environment.split(|&b| b == 0).any(|v| v == b"UMBRA=yes")
+    });
     // SIGKILL: nobody has the time to say goodbye.
     parent.kill().unwrap();
     parent.wait().unwrap();

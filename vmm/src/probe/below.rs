@@ -11,15 +11,20 @@
 use kvm_bindings::KVM_ARM_VCPU_HAS_EL2;
 use umbra_vmm::kvm::{PAGE, Region, ioctl_value};
 
-use super::asm::{
-    Asm, CPACR_EL1, ELR_EL2, HCR_EL2, HPFAR_EL2, MAIR_EL1, SCTLR_EL1, SPSR_EL2, TCR_EL1, TTBR0_EL1,
-    VBAR_EL1, VBAR_EL2, VTCR_EL2, VTTBR_EL2,
-};
+use super::asm::{Asm, CPACR_EL1, MAIR_EL1, SCTLR_EL1, Sys, TCR_EL1, TTBR0_EL1, VBAR_EL1};
 use super::guest::{Machine, RAM, Sea, VECTORS, Vcpu, open};
 use super::poison::{
     Access, BAD, DATA, EL0, EL1, GPA_VALID, break_on_purpose, inject, memory, opt_in, plant, sea,
 };
 use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
+
+const HCR_EL2: Sys = (3, 4, 1, 1, 0);
+const VTTBR_EL2: Sys = (3, 4, 2, 1, 0);
+const VTCR_EL2: Sys = (3, 4, 2, 1, 2);
+const SPSR_EL2: Sys = (3, 4, 4, 0, 0);
+const ELR_EL2: Sys = (3, 4, 4, 0, 1);
+const HPFAR_EL2: Sys = (3, 4, 6, 0, 4);
+const VBAR_EL2: Sys = (3, 4, 12, 0, 0);
 
 /// What lies at `at` in L1's space lies here above it in L2's.
 const ABOVE: u64 = 0x1_0000_0000;

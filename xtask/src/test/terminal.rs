@@ -18,7 +18,7 @@ use rustix::termios::{Termios, tcgetattr};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -83,7 +83,7 @@ pub(super) fn run(
     grantpt(&terminal)?;
     unlockpt(&terminal)?;
     let name = ptsname(&terminal, Vec::new())?;
-    let mut cmd = Command::new(std::env::current_exe()?);
+    let mut cmd = guard::itself()?;
     cmd.args(["run", "linux", "--interactive"]);
     if let Some(qemu) = qemu {
         cmd.arg("--qemu").arg(qemu);

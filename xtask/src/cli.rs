@@ -210,6 +210,10 @@ pub(crate) struct ProgramArgs {
     /// again.
     #[arg(long, value_name = "FILE[=PATH]")]
     pub(crate) with: Vec<String>,
+    /// The program's standard input: a file, or `-` for one's own, read to its end before the program starts.
+    /// Without this flag it is empty.
+    #[arg(long, value_name = "FILE", conflicts_with = "interactive")]
+    pub(crate) stdin: Option<PathBuf>,
     /// CPUs of the machine.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) cpus: u32,

@@ -30,6 +30,15 @@ impl Item {
         })
     }
 
+    /// These bytes as a file.
+    pub(crate) fn bytes(path: &str, content: Vec<u8>) -> Self {
+        Self {
+            path: path.to_owned(),
+            content,
+            permissions: 0o644,
+        }
+    }
+
     /// A file with this text.
     pub(crate) fn text(path: &str, text: &str) -> Self {
         Self {

@@ -28,6 +28,8 @@ pub const MSG_NOSIGNAL: u32 = 0x4000;
 
 /// The access mode's two bits.
 pub const O_ACCMODE: u32 = 0o3;
+/// Open for reading only.
+pub const O_RDONLY: u32 = 0;
 /// Open for writing only.
 pub const O_WRONLY: u32 = 0o1;
 /// Open for reading and writing.

@@ -75,6 +75,11 @@ impl BootArgs {
         self.value("umbra.trace.file").map(unquote)
     }
 
+    /// The file that is the first program's standard input; without one the console is.
+    pub(crate) fn stdin(self) -> Option<String> {
+        self.value("umbra.stdin").map(unquote)
+    }
+
     /// The first program's path and arguments, argv\[0\] included.
     pub(crate) fn first_program(self) -> Vec<String> {
         let path = unquote(self.value("init").unwrap_or("/init"));

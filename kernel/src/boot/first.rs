@@ -19,6 +19,7 @@ const ENVIRONMENT: [&[u8]; 3] = [
 /// Starts the first program that the command line names.
 pub(crate) fn start(machine: &Machine) {
     let arguments = machine.bootargs.first_program();
+    let stdin = machine.bootargs.stdin();
     mem::top_up();
     let archive: &'static [u8] = match machine.initrd {
         Some((start, bytes)) => match umbra_hw::mem::boot_data(start, bytes) {
@@ -51,7 +52,8 @@ pub(crate) fn start(machine: &Machine) {
             .collect();
         let environment: Vec<Vec<u8>> = ENVIRONMENT.iter().map(|&text| text.to_owned()).collect();
         let path = arguments.first().cloned().unwrap_or_default();
-        if let Err(errno) = proc::first(&path, arguments, &environment) {
+        let stdin = stdin.as_ref().map(|path| path.as_bytes());
+        if let Err(errno) = proc::first(&path, arguments, &environment, stdin) {
             log::error!(
                 "the first program {} does not start: {errno}",
                 tree::Shown(&path)

@@ -227,6 +227,25 @@ pub(crate) fn open(
     Ok((Description::of_tree(file, shown, id), parsed.cloexec))
 }
 
+/// Opens a file or device of the tree for reading, before there is a process.
+pub(crate) fn open_input(paths: &Paths, path: &[u8]) -> Result<Arc<Description>, Errno> {
+    let flags = OpenFlags::from_linux(uapi::O_RDONLY)?;
+    let open = with(|fs| fs.open(&paths.caller(), path, flags, 0))?;
+    let id = open.id;
+    let file: Arc<dyn File> = match open.kind {
+        Opened::File => Arc::new(TreeFile {
+            open: SpinLock::new("open file", 64, open),
+            id,
+        }),
+        Opened::Device(device) => device_file(device).inspect_err(|_| release(id))?,
+        Opened::Dir | Opened::Path | Opened::Proc(_) => {
+            release(id);
+            return Err(Errno::EINVAL);
+        }
+    };
+    Ok(Description::of_tree(file, uapi::O_RDONLY, id))
+}
+
 fn device_file(device: Device) -> Result<Arc<dyn File>, Errno> {
     Ok(match device {
         Device::Null => Arc::new(Null),

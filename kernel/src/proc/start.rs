@@ -143,8 +143,14 @@ fn new_process(parent: Pid, birth: Birth) -> Result<Arc<Process>, Errno> {
     }))
 }
 
-/// Starts the first program, with the console as its standard files.
-pub(crate) fn first(path: &[u8], args: Vec<Vec<u8>>, env: &[Vec<u8>]) -> Result<(), Errno> {
+/// Starts the first program, with the console as its standard files, or the file at `stdin` as the
+/// first of them.
+pub(crate) fn first(
+    path: &[u8],
+    args: Vec<Vec<u8>>,
+    env: &[Vec<u8>],
+    stdin: Option<&[u8]>,
+) -> Result<(), Errno> {
     let root = tree::with(|fs| {
         let root = fs.root();
         fs.hold(root).map(|()| root)
@@ -165,8 +171,12 @@ pub(crate) fn first(path: &[u8], args: Vec<Vec<u8>>, env: &[Vec<u8>]) -> Result<
     umbra_hw::aspace::unload();
     let mut table = FdTable::new(DEFAULT_LIMIT);
     let console = Description::new(tty::console(), uapi::O_RDWR);
-    for _ in 0..3 {
-        table.insert(console.clone(), false)?;
+    let input = match stdin {
+        Some(path) => tree::open_input(&paths, path)?,
+        None => console.clone(),
+    };
+    for file in [input, console.clone(), console] {
+        table.insert(file, false)?;
     }
     paths.exe = program.exe;
     let process = new_process(

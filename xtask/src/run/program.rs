@@ -18,10 +18,13 @@ use crate::trace::{About, Request};
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// Where the program's standard input lies in the initrd.
+const STDIN: &str = "/.stdin";
 
 /// Runs it; the exit status is the program's.
 pub(crate) fn run(ws: &Workspace, args: &ProgramArgs) -> Result<ExitCode> {
@@ -79,16 +82,39 @@ pub(crate) fn machine(
         let (file, at) = placed(word)?;
         items.push(Item::from_file(&at, &file)?);
     }
+    let mut words = BootArgs::new(&path, args.args.clone()).with("umbra.quiet");
+    if let Some(bytes) = input(args.stdin.as_deref())? {
+        items.push(Item::bytes(STDIN, bytes));
+        words = words.with(&format!("umbra.stdin={STDIN}"));
+    } else if !args.machine.interactive {
+        words = words.with("umbra.stdin=/dev/null");
+    }
     let initrd = guest::save(ws, &format!("{name}.cpio"), &guest::initrd(&items)?)?;
-    let append = BootArgs::new(&path, args.args.clone())
-        .with("umbra.quiet")
-        .render()?;
+    let append = words.render()?;
     Ok(Machine {
         cpus: args.cpus,
         kernel: image,
         initrd,
         append,
     })
+}
+
+/// The bytes of the program's standard input, if it is to have any.
+fn input(stdin: Option<&Path>) -> Result<Option<Vec<u8>>> {
+    let Some(path) = stdin else {
+        return Ok(None);
+    };
+    if path != Path::new("-") {
+        let bytes = std::fs::read(path);
+        return bytes
+            .map(Some)
+            .with_context(|| format!("cannot read {}", path.display()));
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin()
+        .read_to_end(&mut bytes)
+        .context("cannot read standard input")?;
+    Ok(Some(bytes))
 }
 
 /// A file of `--with` and its path in the initrd: its own name in /, or what stands behind `=`.

@@ -261,6 +261,7 @@ impl Bench<'_> {
                 let args = args.iter().map(|a| (*a).to_owned()).collect();
                 BootArgs::new(file.path(), args)
                     .with("umbra.quiet")
+                    .with("umbra.stdin=/hello.txt")
                     .with_all(words.iter().copied())
                     .render()?
             }

@@ -328,6 +328,13 @@ fn fixed(nonce: &str) -> Vec<Case> {
             &[],
         ),
         Case::new(
+            "program/first-input",
+            1,
+            First(Busybox, vec!["cat"], HELLO),
+            30,
+            &[],
+        ),
+        Case::new(
             "program/first-status",
             1,
             First(Busybox, vec!["sh", "-c", "exit 42"], ""),

@@ -1,5 +1,5 @@
-//! What guest payloads are made of: small bare-metal programs at EL1, one for each question about
-//! the machine that a VMM and a hypervisor give a guest.
+//! What guest payloads are made of: small bare-metal programs at EL1 or virtual EL2, one for
+//! each question about the machine that a VMM and a hypervisor give a guest.
 //!
 //! A payload is an arm64 Linux `Image`, started by any VMM for `/dev/kvm`; it prints `ok NAME` or
 //! `FAIL NAME: why` for each check and `done PAYLOAD` at the end, and powers off by PSCI. All that

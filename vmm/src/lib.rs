@@ -10,7 +10,7 @@
 //! ```
 //!
 //! vCPU threads and the main thread meet in a device's lock, held for one register access or
-//! one queue run, and never two at a time. `unsafe` is in `kvm.rs` alone. What knows KVM is
+//! one queue run, and never two at a time. `unsafe` is in `kvm.rs` and its folder alone. What knows KVM is
 //! compiled for aarch64 only; the rest runs, and is tested, anywhere.
 
 #![deny(unsafe_code)]

@@ -193,6 +193,25 @@ mod tests {
         assert!(ALL.windows(2).all(|pair| pair[0].0 < pair[1].0));
     }
 
+    /// As for ioctls: a capability that the document does not mention is one that nobody decided.
+    #[test]
+    fn the_document_names_every_capability_once() {
+        let document = include_str!("../../../docs/abi.md");
+        for (_, name) in ALL {
+            let mut rows = document.lines().filter(|line| {
+                let mut cells = line.split('|').map(str::trim);
+                cells.nth(1) == Some(name)
+            });
+            let row = rows.next().unwrap_or("");
+            let state = row.split('|').nth(2).map(str::trim);
+            assert!(
+                matches!(state, Some("done" | "partial" | "absent")),
+                "{name}: {row}"
+            );
+            assert_eq!(rows.next(), None, "{name}");
+        }
+    }
+
     #[test]
     fn the_newest_have_their_numbers() {
         assert_eq!(name(240), Some("KVM_CAP_ARM_EL2"));

@@ -4,7 +4,8 @@
 //!  system ── KVM_CREATE_VM ──► vm ── KVM_CREATE_VCPU ──► vcpu ── KVM_RUN ──► run
 //!                               │                          │                  │
 //!                    memory (slots, stage 2)      loaded (EL1 in hardware)   exit ─► fault, sysreg, firmware
-//!                    gic, irqfd, ioeventfd        state (registers)                  inject, mmio
+//!                    gic, its, ioeventfd          state (registers)                  inject, mmio, sea
+//!                    slots, dirty, routing        stats, timer                       nested (virtual EL2)
 //! ```
 //!
 //! Numbers, structures, errors and their order are Linux's; where not, `docs/abi.md` says so. A guest

@@ -69,6 +69,38 @@ safeguards! {
     NestedDeactivation = "nested-deactivation",
     /// The line of a guest hypervisor's maintenance interrupt.
     NestedMaintenance = "nested-maintenance",
+    /// Walking a guest hypervisor's stage 2 before anything is mapped for its guest.
+    NestedWalk = "nested-walk",
+    /// Giving the guest hypervisor the faults of its own stage 2.
+    NestedReflect = "nested-reflect",
+    /// Keeping to the rights that a guest hypervisor gives.
+    NestedRights = "nested-rights",
+    /// Telling a fault in a guest's guest's space from one in the VM's own.
+    NestedSpace = "nested-space",
+    /// Mapping in a shadow at the address that faulted.
+    NestedAddress = "nested-address",
+    /// Blocks in a shadow only where the guest hypervisor's own are as big.
+    NestedBlock = "nested-block",
+    /// Refusing outputs beyond what VTCR_EL2.PS says.
+    NestedOutput = "nested-output",
+    /// Faulting where the access flag is clear and nobody asked for its management.
+    NestedAccessFlag = "nested-access-flag",
+    /// Setting the flags that VTCR_EL2.HA and HD ask for.
+    NestedFlagUpdate = "nested-flag-update",
+    /// Telling the fault status of the walk, not that of the shadow.
+    NestedStatus = "nested-status",
+    /// Telling the address that faulted in HPFAR_EL2.
+    NestedHpfar = "nested-hpfar",
+    /// Aligning the address that a block is mapped at.
+    MappingAlign = "mapping-align",
+    /// Blocks only within a slot, and only where its addresses are congruent.
+    MappingSlot = "mapping-slot",
+    /// Taking the right to write from what read-only slots map.
+    ReadOnlySlot = "read-only-slot",
+    /// The offset in its page of an address that a device is accessed at.
+    MmioOffset = "mmio-offset",
+    /// Refusing slots beyond the VM's address space.
+    SlotBeyond = "slot-beyond",
     /// Hiding what a guest does not have from its ID registers.
     IdRegisters = "id-registers",
     /// Telling the VMM of a guest's memory error, if it asked for that.

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use umbra_abort::{Abort, Context, SErrorEffect, World, classify, device_access};
 use umbra_arm64::esr::WfxKind;
 use umbra_arm64::{Ec, Esr, Gva, Hpfar, Ipa, L2Ipa, Syndrome};
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_kvm_abi::exit::{Exit as VmmExit, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON};
 
 use super::run::Next;
@@ -97,7 +98,9 @@ fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) ->
         ras: has_ras(),
         world: state.world,
     };
-    let on_shadow = state.world != World::Plain && vcpu.hw.lock().shadow.is_some();
+    let on_shadow = state.world != World::Plain
+        && vcpu.hw.lock().shadow.is_some()
+        && !left_out(Safeguard::NestedSpace);
     if on_shadow
         && let Abort::Stage2(fault) =
             classify::<L2Ipa>(esr, Gva::new(far), Some(Hpfar::new(hpfar)), context)

@@ -4,7 +4,7 @@
 //! space for the page and maps it under both, and the address space calls [`Memory::invalidate`]
 //! before a page changes. So the stage 2 never maps what the VMM no longer does.
 
-use umbra_abort::{SizeRequest, SlotRange, Stage2Kind, mapping_size};
+use umbra_abort::{SizeRequest, Stage2Kind, mapping_size};
 use umbra_arm64::{Granule, Ipa, Level, Pa, Rights, Tag, Vmid};
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
@@ -473,16 +473,16 @@ impl Memory {
             granule: Granule::K4,
             table_limit: 1 << 30,
             ipa,
-            slot: SlotRange {
-                ipa: slot.base,
-                hva: slot.hva,
-                bytes: slot.bytes,
-            },
+            slot: slot.range(),
             host_bytes: view.bytes,
             logging: slot.logging,
             guest_bytes: None,
         });
-        let at = ipa.align_down(size);
+        let at = ipa.align_down(if left_out(Safeguard::MappingAlign) {
+            slots::PAGE
+        } else {
+            size
+        });
         let offset = hva
             .align_down(size)
             .offset_from(view.start)
@@ -507,7 +507,7 @@ impl Memory {
             || had.is_some_and(|leaf| leaf.size == slots::PAGE && leaf.attrs.rights.write);
         let rights = Rights {
             read: true,
-            write: view.writable && !slot.read_only && (!slot.logging || dirty),
+            write: view.writable && slot.may_be_written() && (!slot.logging || dirty),
             exec_el0: exec,
             exec_el1: exec,
         };

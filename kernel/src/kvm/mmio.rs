@@ -29,6 +29,11 @@ pub(super) fn access(
     access: Access,
     write: bool,
 ) -> Next {
+    let ipa = if left_out(Safeguard::MmioOffset) {
+        ipa.align_down(4096)
+    } else {
+        ipa
+    };
     let len = access.size.bytes() as u32;
     let data = write.then(|| swapped(state, access, read_x(state, access.register) & mask(access)));
     let vm = &vcpu.vm;

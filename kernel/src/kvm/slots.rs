@@ -7,7 +7,9 @@
 
 use alloc::collections::BTreeMap;
 
+use umbra_abort::SlotRange;
 use umbra_arm64::{Hva, Ipa};
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_linux::vma::Span;
 use umbra_stage2::dirty::{self, DirtyLog, PAGES_PER_WORD};
 
@@ -43,6 +45,27 @@ impl Slot {
     /// Pages of the slot.
     pub(super) fn pages(&self) -> u64 {
         self.bytes / PAGE
+    }
+
+    /// Where it lies, as it bounds a mapping.
+    pub(super) fn range(&self) -> SlotRange {
+        if left_out(Safeguard::MappingSlot) {
+            return SlotRange {
+                ipa: Ipa::new(0),
+                hva: Hva::new(0),
+                bytes: u64::MAX,
+            };
+        }
+        SlotRange {
+            ipa: self.base,
+            hva: self.hva,
+            bytes: self.bytes,
+        }
+    }
+
+    /// Whether a mapping of it may have the right to write.
+    pub(super) fn may_be_written(&self) -> bool {
+        !self.read_only || left_out(Safeguard::ReadOnlySlot)
     }
 
     fn end(&self) -> u64 {

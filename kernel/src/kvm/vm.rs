@@ -200,7 +200,8 @@ impl Vm {
             read_only: region.flags & KVM_MEM_READONLY != 0,
             logging: region.flags & KVM_MEM_LOG_DIRTY_PAGES != 0,
         });
-        if slot.is_some() && end > 1 << self.ipa_bits {
+        let bounded = !left_out(Safeguard::SlotBeyond);
+        if bounded && slot.is_some() && end > 1 << self.ipa_bits {
             // Row N25: refused where it is made. Linux answers EFAULT.
             return Err(Errno::EINVAL);
         }

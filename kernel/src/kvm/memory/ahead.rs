@@ -124,7 +124,7 @@ fn attrs(pa: Pa, slot: &Slot, view: &PageView, wanted: Wanted) -> Attrs {
     }
     let rights = Rights {
         read: true,
-        write: view.writable && !slot.read_only && !slot.logging,
+        write: view.writable && slot.may_be_written() && !slot.logging,
         exec_el0: wanted.exec,
         exec_el1: wanted.exec,
     };

@@ -6,11 +6,12 @@
 use alloc::sync::Arc;
 
 use umbra_abort::{
-    Action, Capabilities, Reflection, ShadowAction, SizeRequest, Slot as Lies, SlotRange,
-    Stage2Fault, Wanted, mapping_size, reflect, resolve_shadow, shadow_rights,
+    Action, Capabilities, Reflection, ShadowAction, SizeRequest, Slot as Lies, Stage2Fault, Wanted,
+    mapping_size, reflect, resolve_shadow, shadow_rights,
 };
 use umbra_arm64::sysreg::Reg;
-use umbra_arm64::{Esr, Granule, Hva, Ipa, L2Ipa, Level, Pa, Rights};
+use umbra_arm64::{Esr, FaultKind, Granule, Hva, Ipa, L2Ipa, Level, Pa, Rights};
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_linux::Errno;
 use umbra_linux::vma::Prot;
@@ -75,6 +76,9 @@ impl GuestMemory for VmMemory<'_> {
         new: u64,
     ) -> Result<Result<(), u64>, MemoryError> {
         let (slot, hva) = self.place(at)?;
+        if left_out(Safeguard::NestedFlagUpdate) {
+            return Ok(Ok(()));
+        }
         if slot.read_only {
             return Err(MemoryError::ReadOnly);
         }
@@ -98,19 +102,32 @@ fn unreadable(failed: Failed) -> MemoryError {
     }
 }
 
+/// HCR_EL2.VM: stage 2 is on.
+const HCR_VM: u64 = 1;
+/// The fault status of an abort's syndrome.
+const FSC: u64 = 0x3f;
+/// VTCR_EL2.HA: hardware sets the access flag.
+const VTCR_HA: u64 = 1 << 21;
+/// VTCR_EL2.PS of 48 bits.
+const PS_48: u64 = 0b101;
+
 /// The guest hypervisor's stage 2, as its registers have it now.
 fn config(vcpu: &Vcpu, state: &State) -> Stage2Config {
     let hw = vcpu.hw.lock();
     let get = |reg| hw.regs.get(reg);
     let big_endian = get(Reg::SctlrEl2) >> 25 & 1 == 1;
     let features = Features::of(&state.id_regs);
-    Stage2Config::new(
-        get(Reg::VtcrEl2),
-        get(Reg::VttbrEl2),
-        get(Reg::HcrEl2),
-        big_endian,
-        &features,
-    )
+    let (mut vtcr, mut hcr) = (get(Reg::VtcrEl2), get(Reg::HcrEl2));
+    if left_out(Safeguard::NestedWalk) {
+        hcr &= !HCR_VM;
+    }
+    if left_out(Safeguard::NestedOutput) {
+        vtcr = vtcr & !(7 << 16) | PS_48 << 16;
+    }
+    if left_out(Safeguard::NestedAccessFlag) {
+        vtcr |= VTCR_HA;
+    }
+    Stage2Config::new(vtcr, get(Reg::VttbrEl2), hcr, big_endian, &features)
 }
 
 /// The walker's name for what an access wants.
@@ -123,6 +140,12 @@ const fn access(wanted: Wanted) -> Access {
         Wanted::WalkRead => Access::WalkRead,
         Wanted::WalkUpdate => Access::WalkUpdate,
     }
+}
+
+/// Whether a walk stopped at a right that is withheld.
+fn is_permission(stop: Option<&Stop>) -> bool {
+    let fault = stop.and_then(|stop| stop.fault().ok());
+    fault.is_some_and(|fault| fault.kind == FaultKind::Permission)
 }
 
 /// A fault on the shadow that is loaded.
@@ -151,7 +174,14 @@ pub(in crate::kvm) fn shadow(
     let config = config(vcpu, state);
     let el0 = state.frame.pstate().raw() & 0xf == 0;
     let wanted = Wanted::of(&fault, el0);
-    let walked = match stage2::walk(&config, at, access(wanted), &mut VmMemory(&vcpu.vm)) {
+    let mut walked = stage2::walk(&config, at, access(wanted), &mut VmMemory(&vcpu.vm));
+    if left_out(Safeguard::NestedRights) && is_permission(walked.as_ref().err()) {
+        walked = stage2::walk(&config, at, Access::Probe, &mut VmMemory(&vcpu.vm));
+        if let Ok(mapping) = &mut walked {
+            mapping.translation.rights = Rights::ALL;
+        }
+    }
+    let walked = match walked {
         Ok(mapping) => Ok(mapping),
         Err(Stop::Memory {
             at,
@@ -179,7 +209,15 @@ pub(in crate::kvm) fn shadow(
     match resolve_shadow(&fault, wanted, translation, lies, capabilities) {
         ShadowAction::Reflect(walked) => {
             events::reflected(vcpu, state, at);
-            reflect_fault(vcpu, state, &reflect(esr, &fault, at, walked));
+            if left_out(Safeguard::NestedReflect) {
+                inject::external_abort(vcpu, state, fault.instruction, fault.gva, None);
+                return Next::Guest;
+            }
+            let mut told = reflect(esr, &fault, at, walked);
+            if left_out(Safeguard::NestedStatus) {
+                told.esr = Esr::new(told.esr.raw() & !FSC | esr.raw() & FSC);
+            }
+            reflect_fault(vcpu, state, &told);
             Next::Guest
         }
         ShadowAction::Resolve(action) => {
@@ -213,7 +251,7 @@ fn reflect_fault(vcpu: &Arc<Vcpu>, state: &mut State, told: &Reflection) {
     let exception = Exception::Sync {
         esr: told.esr.raw(),
         far: Some(told.far.raw()),
-        hpfar: Some(told.hpfar.raw()),
+        hpfar: (!left_out(Safeguard::NestedHpfar)).then_some(told.hpfar.raw()),
     };
     exception::take(vcpu, state, exception);
 }
@@ -312,18 +350,18 @@ fn map(
             granule: Granule::K4,
             table_limit: 1 << 30,
             ipa,
-            slot: SlotRange {
-                ipa: slot.base,
-                hva: slot.hva,
-                bytes: slot.bytes,
-            },
+            slot: slot.range(),
             host_bytes: view.bytes,
             logging: slot.logging,
-            guest_bytes: Some(translation.bytes),
+            guest_bytes: (!left_out(Safeguard::NestedBlock)).then_some(translation.bytes),
         });
         let size = Size::of(size).unwrap_or(Size::Page);
         let leaf = Fill {
-            at: at.align_down(size.bytes()),
+            at: if left_out(Safeguard::NestedAddress) {
+                L2Ipa::new(ipa.align_down(size.bytes()).raw())
+            } else {
+                at.align_down(size.bytes())
+            },
             ipa: ipa.align_down(size.bytes()),
             pa: frame(hva.align_down(size.bytes()), &view).ok_or(NotMapped::Retry)?,
             size,
@@ -376,7 +414,7 @@ fn frame(hva: Hva, view: &PageView) -> Option<Pa> {
 fn rights(theirs: Rights, slot: &Slot, view: &PageView, write: bool) -> Rights {
     shadow_rights(
         theirs,
-        view.writable && !slot.read_only,
+        view.writable && slot.may_be_written(),
         slot.logging,
         write,
     )

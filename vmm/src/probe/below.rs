@@ -8,11 +8,11 @@
 //!  0x1_4000_0000           ───►  0x4000_0000   so that no address is the same in both
 //! ```
 
-use kvm_bindings::KVM_ARM_VCPU_HAS_EL2;
+use kvm_bindings::{KVM_ARM_VCPU_HAS_EL2, KVM_MEM_READONLY};
 use umbra_vmm::kvm::{PAGE, Region, ioctl_value};
 
 use super::asm::{Asm, CPACR_EL1, MAIR_EL1, SCTLR_EL1, Sys, TCR_EL1, TTBR0_EL1, VBAR_EL1};
-use super::guest::{Machine, RAM, Sea, VECTORS, Vcpu, open};
+use super::guest::{Exit, Machine, RAM, Sea, VECTORS, Vcpu, open};
 use super::poison::{
     Access, BAD, DATA, EL0, EL1, GPA_VALID, break_on_purpose, inject, memory, opt_in, plant, sea,
 };
@@ -282,6 +282,43 @@ pub(super) fn shadow_table(_: &Env) -> Outcome {
         break_on_purpose("shadow-table")?;
     }
     same(vcpu.report()?, 7, "a load by way of the healed shadow")
+}
+
+/// A slot of the VM that may only be read, behind the guest hypervisor's stage 2, which allows all: what
+/// its guest writes there goes to the VMM, by its address in the VM (row N18).
+pub(super) fn read_only_slot(_: &Env) -> Outcome {
+    const SLOT: u64 = 0x7000_0000;
+    if !has_el2()? {
+        return Ok(());
+    }
+    let machine = Machine::new()?;
+    let data = memory(true)?;
+    granted(machine.add(&data, DATA, 0), "a slot")?;
+    let memory = memory(true)?;
+    granted(
+        machine.add(&memory, SLOT, KVM_MEM_READONLY),
+        "a read-only slot",
+    )?;
+    memory.set_u64(0x100, 79);
+    let vcpu = nested(&machine, &data, 0, HCR)?;
+    let mut asm = Asm::new();
+    asm.mov(1, SLOT + ABOVE + 0x100).mov(2, 0x55aa);
+    asm.str(2, 1); // before any read has mapped it
+    asm.ldr(0, 1).report(0);
+    asm.str(2, 1); // and after
+    asm.ldr(0, 1).report(0);
+    vcpu.set(abi::sys(ELR_EL2), machine.place(&asm))?;
+    vcpu.set(abi::sys(SPSR_EL2), EL1)?;
+    for when in ["before a read", "after a read"] {
+        let told = Exit::Write {
+            at: SLOT + 0x100,
+            bytes: 8,
+            data: 0x55aa,
+        };
+        same(vcpu.exits()?, told, &format!("a write {when}"))?;
+        same(vcpu.report()?, 79, "what L2 reads then")?;
+    }
+    same(memory.u64(0x100), 79, "the memory")
 }
 
 /// The registers of a VM at virtual EL2 are lost: it alone stops.

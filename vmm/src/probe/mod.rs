@@ -91,7 +91,7 @@ rows! {
     isolation: same_address_many_vms fresh_memory created_and_destroyed registers;
     poison: cells not_asked_for instruction_abort injected_later known signal_of_the_vmm unmapped_for_good
         other_vms_live_on bad_requests storm bus_errors;
-    below: cells not_routed table shadow_table vncr;
+    below: cells not_routed table shadow_table read_only_slot vncr;
     campaign: memory_error;
     noise: ioctls vcpu_state instructions;
 }

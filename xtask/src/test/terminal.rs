@@ -126,10 +126,6 @@ pub(super) fn run(
 }
 
 fn converse(talk: &mut Dialogue, how: Leave, xtask: Pid) -> Result<()> {
-    if how != Leave::PowerOff {
-        // The earliest moment at which the terminal is QEMU's.
-        talk.expect("umbra: storey=L1")?;
-    }
     match how {
         Leave::PowerOff => {
             talk.expect("leave it with: poweroff -f")?;
@@ -151,8 +147,16 @@ fn converse(talk: &mut Dialogue, how: Leave, xtask: Pid) -> Result<()> {
             talk.expect("\nit ended with 130\r")?;
             talk.enter("poweroff -f\r")
         }
-        Leave::CtrlAX => talk.enter("\x01x"),
-        Leave::Terminated => kill_process(xtask, Signal::TERM).context("kill"),
+        Leave::CtrlAX => {
+            // After the whole of the guest's report, which the run's status asks for.
+            talk.expect("leave it with: poweroff -f")?;
+            talk.enter("\x01x")
+        }
+        Leave::Terminated => {
+            // The terminal is QEMU's by now.
+            talk.expect("umbra: storey=L1")?;
+            kill_process(xtask, Signal::TERM).context("kill")
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use super::{loaded, nested};
 
 const ENABLE: u64 = 1;
 const IMASK: u64 = 1 << 1;
+const ISTATUS: u64 = 1 << 2;
 
 /// A timer: its interrupt, its registers, and how far its counter lies behind the machine's.
 struct Timer {
@@ -94,10 +95,24 @@ impl Timer {
 }
 
 /// The lines of the timers: (PPI, level).
+///
+/// Of a timer that is in hardware, what hardware says: a guest that takes the interrupt asks the same
+/// bit whose it is, and a machine whose timer fires later than its counter says (an emulator's does)
+/// would have it take one that is nobody's, again and again. The machine's interrupt comes with the bit.
 pub(super) fn lines(vcpu: &Vcpu, hw: &Hw) -> [Option<(u32, bool)>; 4] {
+    const ASKED: u64 = ENABLE | IMASK | ISTATUS;
     let now = umbra_hw::timer::ticks();
-    timers(vcpu, hw)
-        .map(|timer| timer.map(|timer| (timer.ppi, timer.due(hw).is_some_and(|due| due <= now))))
+    let driven = links(hw.virtual_el2).map(|(ppi, _)| ppi);
+    let loaded = hw.regs.hw.is_loaded_here();
+    timers(vcpu, hw).map(|timer| {
+        let timer = timer?;
+        let level = if loaded && driven.contains(&timer.ppi) {
+            hw.regs.get(timer.ctl) & ASKED == ENABLE | ISTATUS
+        } else {
+            timer.due(hw).is_some_and(|due| due <= now)
+        };
+        Some((timer.ppi, level))
+    })
 }
 
 /// The lines as a bit per PPI.
@@ -175,7 +190,6 @@ pub(super) fn counter(hw: &Hw, is_virtual: bool) -> u64 {
 /// CTL of a timer of EL1 as a guest hypervisor reads it by its EL02 name, status included; `None` for
 /// any other register.
 pub(super) fn control(hw: &Hw, reg: Reg) -> Option<u64> {
-    const ISTATUS: u64 = 1 << 2;
     let (cval, is_virtual) = match reg {
         Reg::CntvCtlEl0 => (Reg::CntvCvalEl0, true),
         Reg::CntpCtlEl0 => (Reg::CntpCvalEl0, false),

@@ -2,6 +2,7 @@
 //! what no source file may hold. A rule that is meant is checked; the rest is advice.
 
 mod arrows;
+mod book;
 mod ledger;
 mod lints;
 mod source;

@@ -57,8 +57,6 @@ safeguards! {
     VgicSync = "vgic-sync",
     /// Interrupting a CPU whose vCPU has something to look at.
     Kick = "kick",
-    /// Waking an idle CPU when a thread waits for another.
-    IdleOffer = "idle-offer",
     /// The timers' deadline while a vCPU waits.
     WaitDeadline = "wait-deadline",
     /// Sign extension of what a load from a device gives.

@@ -4,7 +4,6 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 
 use umbra_hw::MAX_CPUS;
-use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
 use umbra_hw::thread::Context;
 use umbra_sched::{RunQueue, SLICE_NS};
@@ -297,7 +296,7 @@ fn schedule(requeue: bool) {
 /// Wakes a CPU that has nothing to do, if a thread waits here that it could take. A CPU that became
 /// idle looked at the queues itself, but not at threads that were still being left (see [`steal`]).
 fn offer() {
-    if this().queue.lock().is_empty() || left_out(Safeguard::IdleOffer) {
+    if this().queue.lock().is_empty() {
         return;
     }
     // Against `idle`, which declares itself and then looks at the queues.

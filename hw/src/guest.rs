@@ -79,6 +79,28 @@ impl Frame {
     }
 }
 
+/// Why a guest stopped, before anything of it was read.
+#[derive(Clone, Copy, Debug)]
+pub struct Cause(u64);
+
+impl Cause {
+    /// Reads what there is to know.
+    pub fn read(self) -> Exit {
+        match self.0 {
+            CAUSE_SYNC => Exit::Sync {
+                esr: mrs!("esr_el2"),
+                far: mrs!("far_el2"),
+                hpfar: mrs!("hpfar_el2"),
+            },
+            CAUSE_IRQ => Exit::Irq,
+            CAUSE_SERROR => Exit::SError {
+                esr: mrs!("esr_el2"),
+            },
+            other => unreachable!("the vectors leave one of three causes, not {other}"),
+        }
+    }
+}
+
 /// Why a guest stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -100,8 +122,15 @@ pub enum Exit {
     },
 }
 
-/// Runs the guest whose registers are loaded until its next exit.
-pub fn run(frame: &mut Frame, hcr: u64, fp: &mut fp::FpState) -> Exit {
+/// Runs the guest whose registers are loaded until its next exit. `watch` is called right before
+/// (`None`) and right after it ran: there nothing is in registers that a call would have to save.
+#[inline]
+pub fn run(
+    frame: &mut Frame,
+    hcr: u64,
+    fp: &mut fp::FpState,
+    watch: impl Fn(&Frame, Option<Cause>),
+) -> Exit {
     fp.load();
     set_hcr(hcr);
     user::set_vbar(vectors::guest_vectors());
@@ -110,24 +139,15 @@ pub fn run(frame: &mut Frame, hcr: u64, fp: &mut fp::FpState) -> Exit {
     if fp_traps {
         fp::trap_guest(&traps);
     }
+    watch(frame, None);
     // SAFETY: PSTATE is an `HwPstate` (the hardware wrote it at the last exit, or `set_pstate`), so
     // ERET goes to EL1 or EL0, which reach memory only through the VTTBR_EL2 that was loaded.
     let cause = unsafe { vectors::umbra_enter_guest(frame) };
+    watch(frame, Some(Cause(cause)));
     if fp_traps {
         fp::trap_nothing();
     }
-    match cause {
-        CAUSE_SYNC => Exit::Sync {
-            esr: mrs!("esr_el2"),
-            far: mrs!("far_el2"),
-            hpfar: mrs!("hpfar_el2"),
-        },
-        CAUSE_IRQ => Exit::Irq,
-        CAUSE_SERROR => Exit::SError {
-            esr: mrs!("esr_el2"),
-        },
-        other => unreachable!("the vectors leave one of three causes, not {other}"),
-    }
+    Cause(cause).read()
 }
 
 /// HCR_EL2.VSE: a virtual SError waits for the guest to unmask it.

@@ -42,7 +42,7 @@ pub(crate) fn init_cpu() {
 /// Takes and handles every pending interrupt. Called with no lock held.
 pub(crate) fn poll() {
     while let Some(id) = gic::acknowledge() {
-        trace::record(Who::UMBRA, || Event::Interrupt { irq: id.0 });
+        trace::record(Who::UMBRA, move || Event::Interrupt { irq: id.0 });
         match id {
             IntId(0) => sched::request_resched(umbra_hw::cpu()),
             IntId(1) => {}

@@ -167,12 +167,17 @@ pub(crate) fn is_on() -> bool {
 #[inline(always)]
 pub(crate) fn record(who: Who, event: impl FnOnce() -> Event) {
     if is_on() {
-        push(who, &event());
+        outlined(who, event);
     }
 }
 
+/// Away from the code that is not to notice it.
 #[cold]
 #[inline(never)]
+fn outlined(who: Who, event: impl FnOnce() -> Event) {
+    push(who, &event());
+}
+
 fn push(who: Who, event: &Event) {
     let ring = &RINGS[umbra_hw::cpu()];
     let number = ring.written.load(Ordering::Relaxed);

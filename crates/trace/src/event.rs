@@ -102,7 +102,7 @@ events! {
         /// ESR_EL2.
         esr "esr": u64,
     }
-    /// A stage-2 fault; `Resolved` follows once it is decided.
+    /// A stage-2 fault; `Map`, `Mmio` or `Resolved` follows once it is decided.
     3 GuestFault "kvm:kvm_guest_fault" {
         /// Where the guest was.
         pc "vcpu_pc": u64,
@@ -205,7 +205,7 @@ events! {
         /// The line is high.
         level "level": bool,
     }
-    /// What became of a stage-2 fault.
+    /// What became of a stage-2 fault, where no `Map` and no `Mmio` says it.
     19 Resolved "umbra:resolved" {
         /// The address in a guest hypervisor's guest; none for a fault on the VM's own table.
         l2 "l2_ipa": Option<L2Ipa>,

@@ -1,10 +1,10 @@
 //! What a vCPU does, as events (`crate::trace`). Nothing is computed here unless events are recorded.
 
-use umbra_abort::{Action, Stage2Kind, World};
+use umbra_abort::{Stage2Kind, World};
 use umbra_arm64::esr::WfxKind;
 use umbra_arm64::sysreg::{Reg, SysReg};
-use umbra_arm64::{Esr, GuestFault, Gva, Hpfar, Ipa, L2Ipa, Translation};
-use umbra_hw::guest::Exit;
+use umbra_arm64::{Esr, GuestFault, Gva, Hpfar, Ipa, L2Ipa, Syndrome, Translation};
+use umbra_hw::guest::{Cause, Exit, Frame};
 use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_linux::Errno;
 use umbra_nested::shadow::{ContextId, ContextKey};
@@ -32,72 +32,91 @@ pub(super) fn vm_number(vttbr: u64) -> u16 {
     (vttbr >> 48) as u16
 }
 
-/// Records an event about what a vCPU runs.
+/// Records an event about what a vCPU runs. `event` is called only where events are recorded, and away
+/// from the code around: what it needs is to be moved into it.
 #[inline(always)]
-pub(super) fn record(vcpu: &Vcpu, world: World, event: impl FnOnce() -> Event) {
+fn record(vcpu: &Vcpu, world: World, event: impl FnOnce() -> Event) {
     if trace::is_on() {
-        let who = Who::guest(storey(world), vcpu.id as u16, vm_number(vcpu.vm.vttbr));
-        trace::record(who, event);
+        outlined(vcpu, world, event);
     }
 }
 
-/// Right before the guest runs.
-#[inline(always)]
-pub(super) fn entry(vcpu: &Vcpu, state: &State) {
-    record(vcpu, state.world, || Event::Entry { pc: state.frame.pc });
+#[cold]
+#[inline(never)]
+fn outlined(vcpu: &Vcpu, world: World, event: impl FnOnce() -> Event) {
+    let who = Who::guest(storey(world), vcpu.id as u16, vm_number(vcpu.vm.vttbr));
+    trace::record(who, event);
 }
 
-/// Right after it ran.
-#[inline(always)]
-pub(super) fn exit(vcpu: &Vcpu, state: &State, exit: &Exit) {
-    record(vcpu, state.world, || {
-        let (kind, esr) = match *exit {
-            Exit::Irq => (ExitKind::Irq, 0),
-            Exit::SError { esr } => (ExitKind::SError, esr),
-            Exit::Sync { esr, .. } => (ExitKind::Trap, esr),
-        };
-        Event::Exit {
-            kind,
-            ec: esr >> 26 & 0x3f,
-            pc: state.frame.pc,
-            esr,
-        }
-    });
-}
-
-/// An abort, before anything is decided.
-pub(super) fn abort(vcpu: &Vcpu, state: &State, esr: u64, far: u64, hpfar: u64) {
-    record(vcpu, state.world, || Event::GuestFault {
-        pc: state.frame.pc,
+/// Right before the guest runs (`None`) or right after: the exit, and what hardware says it is about.
+/// Nothing that handles an exit has to look whether events are recorded for that.
+#[cold]
+#[inline(never)]
+pub(super) fn edge(vcpu: &Vcpu, world: World, frame: &Frame, cause: Option<Cause>) {
+    let pc = frame.pc;
+    let record = |event| outlined(vcpu, world, move || event);
+    let Some(cause) = cause else {
+        return record(Event::Entry { pc });
+    };
+    let (kind, [esr, far, hpfar]) = match cause.read() {
+        Exit::Irq => (ExitKind::Irq, [0; 3]),
+        Exit::SError { esr } => (ExitKind::SError, [esr, 0, 0]),
+        Exit::Sync { esr, far, hpfar } => (ExitKind::Trap, [esr, far, hpfar]),
+    };
+    record(Event::Exit {
+        kind,
+        ec: esr >> 26 & 0x3f,
+        pc,
         esr,
-        gva: Gva::new(far),
-        ipa: Hpfar::new(hpfar).page::<Ipa>().raw() | far & 0xfff,
     });
+    if kind != ExitKind::Trap {
+        return;
+    }
+    let x = &frame.x;
+    match Esr::new(esr).syndrome() {
+        Syndrome::Wfx(wfx) => record(Event::Wfx {
+            pc,
+            is_wfe: matches!(wfx.kind, WfxKind::Wfe | WfxKind::Wfet),
+        }),
+        Syndrome::Hvc(immediate) | Syndrome::Smc(immediate) => record(Event::Hvc {
+            pc,
+            function: x[0],
+            immediate: immediate.into(),
+        }),
+        Syndrome::SysReg(trap) => {
+            let register = SysReg::new(trap.op0, trap.op1, trap.crn, trap.crm, trap.op2);
+            record(Event::SysAccess {
+                pc,
+                is_write: !trap.read,
+                register: register.id().into(),
+                value: x.get(usize::from(trap.rt)).copied().unwrap_or(0),
+            });
+        }
+        Syndrome::DataAbort { .. } | Syndrome::InstructionAbort { .. } => {
+            record(Event::GuestFault {
+                pc,
+                esr,
+                gva: Gva::new(far),
+                ipa: Hpfar::new(hpfar).page::<Ipa>().raw() | far & 0xfff,
+            });
+        }
+        _ => {}
+    }
 }
 
-/// What is done about a stage-2 fault.
+/// What is done about a stage-2 fault, where no other event says so: a mapping and a device access have
+/// events of their own.
 pub(super) fn resolved(
     vcpu: &Vcpu,
     state: &State,
     l2: Option<L2Ipa>,
     ipa: Option<Ipa>,
-    action: &Action,
+    resolution: Resolution,
 ) {
-    record(vcpu, state.world, || Event::Resolved {
+    record(vcpu, state.world, move || Event::Resolved {
         l2,
         ipa,
-        resolution: match action {
-            Action::Map { .. } => Resolution::Mapped,
-            Action::MakeYoung => Resolution::Young,
-            Action::InjectSea { .. } => Resolution::ExternalAbort,
-            Action::InjectAddressSize { .. } => Resolution::AddressSize,
-            Action::Mmio { .. } => Resolution::Mmio,
-            Action::NisvExit { .. } => Resolution::Nisv,
-            Action::SkipCacheOp => Resolution::CacheOpSkipped,
-            Action::ConsumePoison { .. } => Resolution::Poison,
-            Action::MemoryFault { .. } => Resolution::MemoryFault,
-            Action::OwnTablesBroken => Resolution::OwnTables,
-        },
+        resolution,
     });
 }
 
@@ -118,7 +137,7 @@ pub(super) fn mapped(vcpu: &Vcpu, memory: &mut Memory, ipa: Ipa, how: How) {
         return;
     }
     if let Some((ipa, pa, bytes)) = memory.leaf_at(ipa) {
-        record(vcpu, World::Plain, || Event::Map {
+        record(vcpu, World::Plain, move || Event::Map {
             l2: None,
             ipa,
             pa,
@@ -130,8 +149,9 @@ pub(super) fn mapped(vcpu: &Vcpu, memory: &mut Memory, ipa: Ipa, how: How) {
 }
 
 /// A shadow now has the leaf.
+#[inline(always)]
 pub(super) fn shadow_mapped(vcpu: &Vcpu, context: ContextId, leaf: &Fill, how: How) {
-    record(vcpu, World::Nested, || Event::Map {
+    record(vcpu, World::Nested, move || Event::Map {
         l2: Some(leaf.at),
         ipa: leaf.ipa,
         pa: leaf.pa,
@@ -142,51 +162,27 @@ pub(super) fn shadow_mapped(vcpu: &Vcpu, context: ContextId, leaf: &Fill, how: H
 }
 
 /// KVM_RUN returns.
+#[inline(always)]
 pub(super) fn leave(vcpu: &Vcpu, state: &State, thread: u64, exit: Result<&VmmExit, Errno>) {
-    record(vcpu, state.world, || Event::UserspaceExit {
+    record(vcpu, state.world, move || Event::UserspaceExit {
         reason: exit.map_or(0, VmmExit::reason),
         errno: exit.err().map_or(0, |errno| errno.code().into()),
         thread,
     });
 }
 
-/// WFI or WFE.
-pub(super) fn wfx(vcpu: &Vcpu, state: &State, kind: WfxKind) {
-    record(vcpu, state.world, || Event::Wfx {
-        pc: state.frame.pc,
-        is_wfe: matches!(kind, WfxKind::Wfe | WfxKind::Wfet),
-    });
-}
-
 /// The vCPU waited since `since`, in ticks.
+#[inline(always)]
 pub(super) fn woken(vcpu: &Vcpu, since: u64) {
-    record(vcpu, World::Plain, || Event::Wakeup {
+    record(vcpu, World::Plain, move || Event::Wakeup {
         ticks: umbra_hw::timer::ticks().saturating_sub(since),
     });
 }
 
-/// A hypervisor or firmware call, its function in x0.
-pub(super) fn call(vcpu: &Vcpu, state: &State, immediate: u16) {
-    record(vcpu, state.world, || Event::Hvc {
-        pc: state.frame.pc,
-        function: state.frame.x[0],
-        immediate: immediate.into(),
-    });
-}
-
-/// A trapped register or system instruction.
-pub(super) fn sysreg(vcpu: &Vcpu, state: &State, register: SysReg, read: bool, value: u64) {
-    record(vcpu, state.world, || Event::SysAccess {
-        pc: state.frame.pc,
-        is_write: !read,
-        register: register.id().into(),
-        value,
-    });
-}
-
 /// A device access; `None` for what the VMM has to answer.
+#[inline(always)]
 pub(super) fn mmio(vcpu: &Vcpu, state: &State, gpa: Ipa, len: u32, data: Option<u64>, by: MmioBy) {
-    record(vcpu, state.world, || Event::Mmio {
+    record(vcpu, state.world, move || Event::Mmio {
         kind: match (data, by) {
             (Some(_), _) => MmioKind::Write,
             (None, MmioBy::Vmm) => MmioKind::ReadUnsatisfied,
@@ -200,8 +196,9 @@ pub(super) fn mmio(vcpu: &Vcpu, state: &State, gpa: Ipa, len: u32, data: Option<
 }
 
 /// An exception that umbra makes for a guest.
+#[inline(always)]
 pub(super) fn inject(vcpu: &Vcpu, state: &State, kind: Injected, esr: u64, far: Option<u64>) {
-    record(vcpu, state.world, || Event::Inject {
+    record(vcpu, state.world, move || Event::Inject {
         kind,
         esr,
         far: far.unwrap_or(0),
@@ -209,6 +206,7 @@ pub(super) fn inject(vcpu: &Vcpu, state: &State, kind: Injected, esr: u64, far: 
 }
 
 /// A memory error, and which way it goes.
+#[inline(always)]
 pub(super) fn sea(
     vcpu: &Vcpu,
     state: &State,
@@ -218,7 +216,7 @@ pub(super) fn sea(
     owner: Owner,
     path: SeaPath,
 ) {
-    record(vcpu, state.world, || Event::Sea {
+    record(vcpu, state.world, move || Event::Sea {
         esr: esr.raw(),
         gva,
         ipa: place.ipa,
@@ -258,8 +256,9 @@ pub(super) fn shadow(
 }
 
 /// The guest hypervisor's stage 2 was walked for `l2`.
+#[inline(always)]
 pub(super) fn walk(vcpu: &Vcpu, l2: L2Ipa, walked: Result<&Translation<Ipa>, &GuestFault>) {
-    record(vcpu, World::Nested, || match walked {
+    record(vcpu, World::Nested, move || match walked {
         Ok(found) => Event::Walk {
             l2,
             output: Some(found.output),
@@ -282,18 +281,10 @@ pub(super) fn walk(vcpu: &Vcpu, l2: L2Ipa, walked: Result<&Translation<Ipa>, &Gu
     });
 }
 
-/// What the walk found is the guest hypervisor's to handle.
-pub(super) fn reflected(vcpu: &Vcpu, state: &State, l2: L2Ipa) {
-    record(vcpu, state.world, || Event::Resolved {
-        l2: Some(l2),
-        ipa: None,
-        resolution: Resolution::Reflected,
-    });
-}
-
 /// Virtual EL2 returns to what it runs, on shadow `context`.
+#[inline(always)]
 pub(super) fn nested_entry(vcpu: &Vcpu, pc: u64, context: Option<ContextId>) {
-    record(vcpu, World::VirtualEl2, || {
+    record(vcpu, World::VirtualEl2, move || {
         let hw = vcpu.hw.lock();
         Event::NestedEret {
             elr: pc,
@@ -305,8 +296,9 @@ pub(super) fn nested_entry(vcpu: &Vcpu, pc: u64, context: Option<ContextId>) {
 }
 
 /// Virtual EL2 takes an exception from what it runs, which was at `pc`.
+#[inline(always)]
 pub(super) fn nested_exception(vcpu: &Vcpu, pc: u64, exception: Exception) {
-    record(vcpu, World::Nested, || Event::NestedException {
+    record(vcpu, World::Nested, move || Event::NestedException {
         esr: match exception {
             Exception::Sync { esr, .. } | Exception::SError { esr } => esr,
             Exception::Irq => 0,
@@ -321,8 +313,9 @@ pub(super) fn nested_exception(vcpu: &Vcpu, pc: u64, exception: Exception) {
 }
 
 /// The guest hypervisor's TLB maintenance.
+#[inline(always)]
 pub(super) fn tlbi(vcpu: &Vcpu, op: SysReg, operand: u64, vmid: u16) {
-    record(vcpu, World::VirtualEl2, || Event::Tlbi {
+    record(vcpu, World::VirtualEl2, move || Event::Tlbi {
         op: op.id().into(),
         operand,
         vmid: vmid.into(),
@@ -330,8 +323,9 @@ pub(super) fn tlbi(vcpu: &Vcpu, op: SysReg, operand: u64, vmid: u16) {
 }
 
 /// A vCPU's registers were loaded, or put away. (Its storey is its thread's to know.)
+#[inline(always)]
 pub(super) fn load(vcpu: &Vcpu, vttbr: u64, loaded: bool) {
-    record(vcpu, World::Plain, || match loaded {
+    record(vcpu, World::Plain, move || match loaded {
         true => Event::Load { vttbr },
         false => Event::Put { vttbr },
     });

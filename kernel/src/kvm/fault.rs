@@ -9,6 +9,7 @@ use umbra_arm64::{Esr, Hva, Ipa, Pa};
 use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_linux::Errno;
 use umbra_linux::vma::Prot;
+use umbra_trace::Resolution;
 
 use super::memory::{NotMapped, Wanted};
 use super::run::Next;
@@ -47,7 +48,7 @@ pub(super) fn stage2(
         nisv_to_user: vm.options.lock().nisv_to_user,
     };
     let action = resolve_canonical(&fault, ipa, lies, capabilities);
-    events::resolved(vcpu, state, None, Some(ipa), &action);
+    let told = |state: &State, what| events::resolved(vcpu, state, None, Some(ipa), what);
     match action {
         Action::Map { write, exec, .. } => match slot {
             Some(slot) => {
@@ -60,6 +61,7 @@ pub(super) fn stage2(
             None => Next::Guest,
         },
         Action::MakeYoung => {
+            told(state, Resolution::Young);
             vm.memory.lock().make_young(ipa);
             Next::Guest
         }
@@ -67,6 +69,7 @@ pub(super) fn stage2(
             instruction,
             on_walk,
         } => {
+            told(state, Resolution::ExternalAbort);
             let level = on_walk
                 .then(|| inject::stage1_level(vcpu, state, fault.gva, ipa))
                 .flatten();
@@ -74,22 +77,31 @@ pub(super) fn stage2(
             Next::Guest
         }
         Action::InjectAddressSize { instruction } => {
+            told(state, Resolution::AddressSize);
             inject::address_size(vcpu, state, instruction, fault.gva);
             Next::Guest
         }
         Action::Mmio { ipa, access, write } => mmio::access(vcpu, state, ipa, access, write),
-        Action::NisvExit { ipa } => Next::Vmm(VmmExit::ArmNisv {
-            esr_iss: fault_iss(&fault),
-            fault_ipa: ipa.raw(),
-        }),
+        Action::NisvExit { ipa } => {
+            told(state, Resolution::Nisv);
+            Next::Vmm(VmmExit::ArmNisv {
+                esr_iss: fault_iss(&fault),
+                fault_ipa: ipa.raw(),
+            })
+        }
         Action::SkipCacheOp => {
+            told(state, Resolution::CacheOpSkipped);
             exit::skip(state);
             Next::Guest
         }
-        Action::MemoryFault { ipa } => memory_fault(ipa),
+        Action::MemoryFault { ipa } => {
+            told(state, Resolution::MemoryFault);
+            memory_fault(ipa)
+        }
         // The page was not known to be bad when the slot was looked up: it is found out by mapping it.
         Action::ConsumePoison { .. } => Next::Guest,
         Action::OwnTablesBroken => {
+            told(state, Resolution::OwnTables);
             log::error!("stage 2 of a VM names an output beyond the machine at {ipa}");
             vm.memory.lock().drop_leaf(ipa);
             Next::Guest

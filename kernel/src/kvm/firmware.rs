@@ -15,7 +15,6 @@ use umbra_kvm_abi::smccc::{self, SmcccAction};
 use umbra_kvm_abi::smccc_filter::Handler;
 use umbra_kvm_abi::vcpu::Power;
 
-use super::events;
 use super::run::Next;
 use super::vcpu::{PowerState, Start, State, Vcpu, request};
 use super::vm::Vm;
@@ -59,7 +58,6 @@ pub(super) fn is_nobodys(vcpu: &Vcpu, state: &mut State) -> bool {
 
 /// A call with its function in x0. PC is past the instruction.
 pub(super) fn call(vcpu: &Arc<Vcpu>, state: &mut State, smc: bool) -> Next {
-    events::call(vcpu, state, 0);
     let [x0, x1, x2, x3, ..] = state.frame.x;
     if vcpu.vm.filters.load(Ordering::Acquire) {
         let handler = vcpu.vm.filter.lock().handler(x0 as u32);

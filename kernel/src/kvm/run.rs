@@ -26,7 +26,7 @@ use super::vcpu::{State, Vcpu, request};
 use super::{device, events, exit, inject, loaded, mmio, nested, onereg, timer};
 use crate::file::Call;
 use crate::mm::SharedPages;
-use crate::{irq, sched};
+use crate::{irq, sched, trace};
 
 /// What handling an exit came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,9 +272,13 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
             vcpu.running_on.store(0, Ordering::SeqCst);
             return Next::Interrupt;
         }
-        events::entry(vcpu, state);
-        let exit = guest::run(&mut state.frame, state.hcr, &mut state.fp);
-        events::exit(vcpu, state, &exit);
+        let world = state.world;
+        let watch = |frame: &guest::Frame, cause: Option<guest::Cause>| {
+            if trace::is_on() {
+                events::edge(vcpu, world, frame, cause);
+            }
+        };
+        let exit = guest::run(&mut state.frame, state.hcr, &mut state.fp, watch);
         vcpu.stats.exit(state.world, &exit);
         vcpu.running_on.store(0, Ordering::SeqCst);
         inject::collect_serror(vcpu, state);

@@ -12,7 +12,7 @@ use umbra_vgic::SgiRegister;
 use super::exit::{read_x, skip, write_x};
 use super::run::Next;
 use super::vcpu::{State, Vcpu, request};
-use super::{events, inject, nested};
+use super::{inject, nested};
 
 /// What a vCPU with these features sees in its ID registers.
 pub(super) fn shown_id_regs(features: VcpuFeatures) -> IdRegs {
@@ -44,7 +44,6 @@ pub(super) fn shown_id_regs(features: VcpuFeatures) -> IdRegs {
 pub(super) fn access(vcpu: &Arc<Vcpu>, state: &mut State, trap: SysRegTrap) -> Next {
     let enc = SysReg::new(trap.op0, trap.op1, trap.crn, trap.crm, trap.op2);
     let value = read_x(state, trap.rt);
-    events::sysreg(vcpu, state, enc, trap.read, value);
     let done = match sysreg::trap(enc, !trap.read, &state.features) {
         TrapAction::IdReg(enc) => {
             let shown = state.id_regs.get(enc);

@@ -40,14 +40,14 @@ pub(super) fn thread(thread: Arc<UserThread>, mut frame: UserFrame, mut fp: FpSt
         if sched::preempt_point() {
             continue;
         }
-        let tid = thread.tid as u64;
-        trace::record(Who::PROCESS, || Event::UserEnter {
-            thread: tid,
+        let me = &thread;
+        trace::record(Who::PROCESS, move || Event::UserEnter {
+            thread: me.tid as u64,
             pc: frame.pc,
         });
         let exit = user::run(&mut frame, &mut fp);
-        trace::record(Who::PROCESS, || Event::UserExit {
-            thread: tid,
+        trace::record(Who::PROCESS, move || Event::UserExit {
+            thread: me.tid as u64,
             esr: match exit {
                 UserExit::Irq => 0,
                 UserExit::Sync { esr, .. } | UserExit::SError { esr } => esr,

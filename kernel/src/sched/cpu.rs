@@ -284,9 +284,10 @@ fn schedule(requeue: bool) {
     next.cpu.store(umbra_hw::cpu(), Ordering::Relaxed);
     next.load_address_space();
     *this.current.lock() = Some(next.clone());
-    trace::record(Who::UMBRA, || Event::Switch {
-        previous: current.id,
-        next: next.id,
+    let (leaves, comes) = (&current, &next);
+    trace::record(Who::UMBRA, move || Event::Switch {
+        previous: leaves.id,
+        next: comes.id,
     });
     umbra_hw::thread::switch(current, next);
     // The thread that was left can be taken elsewhere only now.
@@ -349,5 +350,5 @@ pub(crate) fn idle() -> ! {
 }
 
 fn idles(state: IdleState) {
-    trace::record(Who::UMBRA, || Event::Idle { state });
+    trace::record(Who::UMBRA, move || Event::Idle { state });
 }

@@ -64,13 +64,12 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
     let a: Args = [x0, x1, x2, x3, x4, x5];
     let number = context.frame.x[8];
     let call = &context.call;
-    let thread = call.thread.tid as u64;
-    trace::record(Who::PROCESS, || Event::SysEnter {
+    trace::record(Who::PROCESS, move || Event::SysEnter {
         id: number as u32,
         a0: x0,
         a1: x1,
         a2: x2,
-        thread,
+        thread: call.thread.tid as u64,
     });
     // include/uapi/asm-generic/unistd.h
     let result = match number {
@@ -209,10 +208,11 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         439 => path::faccessat(call, a),
         other => unknown(other),
     };
-    trace::record(Who::PROCESS, || Event::SysExit {
+    let call = &context.call;
+    trace::record(Who::PROCESS, move || Event::SysExit {
         id: number as u32,
         ret: result.unwrap_or_else(Errno::as_return_value),
-        thread,
+        thread: call.thread.tid as u64,
     });
     result.into()
 }

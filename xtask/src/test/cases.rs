@@ -432,7 +432,6 @@ const TRACED: [(&str, &str, &[&str]); 2] = [
             "kvm:kvm_hvc_arm64",
             "kvm:kvm_sys_access",
             "kvm:kvm_userspace_exit",
-            "umbra:resolved",
             "umbra:map",
             "raw_syscalls:sys_enter",
             "context_tracking:user_enter",

@@ -15,7 +15,7 @@ use super::log::Log;
 use super::story::{Class, Story};
 use super::tracks::{Lane, Place, Track, VcpuId};
 use std::collections::HashMap;
-use umbra_trace::{Event, IdleState, MmioBy, Record, Resolution, Storey};
+use umbra_trace::{Event, How, IdleState, MmioBy, Record, Resolution, Storey};
 
 /// What a CPU does at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +156,12 @@ impl Player<'_> {
             Event::Resolved { resolution, .. } => {
                 if let Some(handling) = &mut cpu.handling {
                     handling.resolution = Some(resolution);
+                }
+                self.instant(cpu, time, place);
+            }
+            Event::Map { how, .. } if how != How::Around => {
+                if let Some(handling) = &mut cpu.handling {
+                    handling.resolution = Some(Resolution::Mapped);
                 }
                 self.instant(cpu, time, place);
             }

@@ -131,14 +131,15 @@ fn records(turns: u64) -> Vec<Record> {
         if esr == 0x9200_0046 {
             let (l2, ipa) = (dice.below(1 << 20) << 12, dice.below(1 << 20) << 12);
             let is_nested = storey == Storey::Nested;
-            let resolution = Resolution::Mapped;
             let (l2, ipa) = (is_nested.then_some(L2Ipa::new(l2)), Ipa::new(ipa));
-            let resolved = Event::Resolved {
-                l2,
-                ipa: Some(ipa),
-                resolution,
-            };
-            put(time, storey, resolved);
+            if dice.below(20) == 0 {
+                let retry = Event::Resolved {
+                    l2,
+                    ipa: Some(ipa),
+                    resolution: Resolution::Retry,
+                };
+                put(time, storey, retry);
+            }
             let map = Event::Map {
                 l2,
                 ipa,

@@ -216,6 +216,12 @@ impl Story {
                     bytes: bytes.0,
                     how,
                 });
+                if how != How::Around {
+                    *self
+                        .resolved
+                        .entry((Resolution::Mapped, l2.is_some()))
+                        .or_default() += 1;
+                }
                 if context != 0 {
                     let (entries, sum) = &mut self.shadow(vm, context).mapped;
                     *entries += 1;
@@ -226,6 +232,10 @@ impl Story {
                 let (times, sum) = self.unmapped.entry(reason).or_default();
                 *times += 1;
                 *sum += bytes.0;
+            }
+            Event::Mmio { .. } => {
+                let below = record.head.storey == Storey::Nested as u8;
+                *self.resolved.entry((Resolution::Mmio, below)).or_default() += 1;
             }
             Event::Resolved { l2, resolution, .. } => {
                 *self.resolved.entry((resolution, l2.is_some())).or_default() += 1;

@@ -18,7 +18,7 @@ use umbra_linux::vma::Prot;
 use umbra_nested::shadow::{ContextId, Size};
 use umbra_nested::stage2::{self, Access, Mapping, Neighbour, Stage2Config, around};
 use umbra_nested::{Features, GuestMemory, MemoryError, Stop};
-use umbra_trace::How;
+use umbra_trace::{How, Resolution};
 
 use super::super::memory::{Memory, NotMapped};
 use super::super::run::Next;
@@ -208,7 +208,7 @@ pub(in crate::kvm) fn shadow(
     let translation = translation.map_err(|fault| *fault);
     match resolve_shadow(&fault, wanted, translation, lies, capabilities) {
         ShadowAction::Reflect(walked) => {
-            events::reflected(vcpu, state, at);
+            events::resolved(vcpu, state, Some(at), None, Resolution::Reflected);
             if left_out(Safeguard::NestedReflect) {
                 inject::external_abort(vcpu, state, fault.instruction, fault.gva, None);
                 return Next::Guest;
@@ -221,8 +221,6 @@ pub(in crate::kvm) fn shadow(
             Next::Guest
         }
         ShadowAction::Resolve(action) => {
-            let ipa = translation.ok().map(|translation| translation.output);
-            events::resolved(vcpu, state, Some(at), ipa, &action);
             let found = Found {
                 at,
                 slot,
@@ -273,6 +271,8 @@ fn resolve(
     action: Action,
     found: &Found,
 ) -> Next {
+    let ipa = found.walked.as_ref().map(|(_, m)| m.translation.output);
+    let told = |state: &State, what| events::resolved(vcpu, state, Some(found.at), ipa, what);
     match action {
         Action::Map { write, .. } => match (found.slot, &found.walked) {
             (Some(slot), Some((config, mapping))) => {
@@ -291,21 +291,30 @@ fn resolve(
             _ => Next::Guest,
         },
         Action::MakeYoung => {
+            told(state, Resolution::Young);
             let mut memory = vcpu.vm.memory.lock();
             memory.shadows.make_young(found.context, found.at);
             Next::Guest
         }
         Action::Mmio { ipa, access, write } => mmio::access(vcpu, state, ipa, access, write),
-        Action::NisvExit { ipa } => Next::Vmm(VmmExit::ArmNisv {
-            esr_iss: u64::from(esr.iss()),
-            fault_ipa: ipa.raw(),
-        }),
+        Action::NisvExit { ipa } => {
+            told(state, Resolution::Nisv);
+            Next::Vmm(VmmExit::ArmNisv {
+                esr_iss: u64::from(esr.iss()),
+                fault_ipa: ipa.raw(),
+            })
+        }
         Action::SkipCacheOp => {
+            told(state, Resolution::CacheOpSkipped);
             exit::skip(state);
             Next::Guest
         }
-        Action::MemoryFault { ipa } => fault::memory_fault(ipa),
+        Action::MemoryFault { ipa } => {
+            told(state, Resolution::MemoryFault);
+            fault::memory_fault(ipa)
+        }
         Action::InjectSea { instruction, .. } | Action::InjectAddressSize { instruction } => {
+            told(state, Resolution::ExternalAbort);
             let level = fault.s1ptw.then(|| {
                 let at = Ipa::new(found.at.raw());
                 inject::stage1_level(vcpu, state, fault.gva, at).unwrap_or(Level::L3)
@@ -316,6 +325,7 @@ fn resolve(
         // The page was not known to be bad when the slot was looked up: it is found out by mapping it.
         Action::ConsumePoison { .. } => Next::Guest,
         Action::OwnTablesBroken => {
+            told(state, Resolution::OwnTables);
             // Row N13: the walk refuses such an address before a shadow can name it.
             log::error!(
                 "a shadow names an output beyond the machine at {}",

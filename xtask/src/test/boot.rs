@@ -21,6 +21,7 @@ use crate::transcript::Transcript;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,20 @@ pub(crate) struct Alone {
     pub(crate) console: String,
     /// Wall time.
     pub(crate) seconds: f64,
+}
+
+/// A boot that is over.
+struct Boot {
+    outcome: Outcome,
+    /// Its transcript.
+    log: PathBuf,
+    /// What it was started with.
+    initrd: PathBuf,
+}
+
+/// Removes the initrd of a boot that nobody will want to repeat: all together are gigabytes.
+fn discard(initrd: &Path) -> Result<()> {
+    fs::remove_file(initrd).with_context(|| format!("cannot remove {}", initrd.display()))
 }
 
 /// Cases grouped into boots: those that can share one do, by kind of work and number of CPUs.
@@ -99,9 +114,14 @@ impl Bench<'_> {
         };
         // The machine's own start, then each case's time.
         let limit = 10 + cases.iter().map(|c| c.limit).sum::<u64>();
-        let (outcome, log) = self.boot(&name, cases, None, Duration::from_secs(limit))?;
+        let Boot {
+            outcome,
+            log,
+            initrd,
+        } = self.boot(&name, cases, None, Duration::from_secs(limit))?;
         let symbols = self.symbols()?;
         let seconds = outcome.seconds / cases.len() as f64;
+        let mut passed_all = true;
         for (case, result) in cases.iter().zip(self.results(cases, &outcome)?) {
             let traced = self.trace(case, &log, &outcome);
             match result.and_then(|passed| traced.map(|()| passed)) {
@@ -112,11 +132,15 @@ impl Bench<'_> {
                     }
                 }
                 Err(why) => {
+                    passed_all = false;
                     let why = symbols.annotate(why.trim_end());
                     let log = self.ws.show(&log);
                     tally.fail(&case.name, &format!("{why}\n    see {log}"));
                 }
             }
+        }
+        if passed_all {
+            discard(&initrd)?;
         }
         Ok(())
     }
@@ -132,7 +156,10 @@ impl Bench<'_> {
     ) -> Result<Alone> {
         let cases = std::slice::from_ref(case);
         let name = format!("{}-{name}", case.name.replace('/', "-"));
-        let (outcome, _) = self.boot(&name, cases, word, limit)?;
+        let Boot {
+            outcome, initrd, ..
+        } = self.boot(&name, cases, word, limit)?;
+        discard(&initrd)?;
         let result = self.results(cases, &outcome)?.remove(0);
         Ok(Alone {
             result,
@@ -141,14 +168,14 @@ impl Bench<'_> {
         })
     }
 
-    /// One boot; also the transcript's name.
+    /// One boot.
     fn boot(
         &self,
         name: &str,
         cases: &[Case],
         word: Option<&str>,
         limit: Duration,
-    ) -> Result<(Outcome, PathBuf)> {
+    ) -> Result<Boot> {
         let mut log = Transcript::new(self.ws, &format!("test-{name}"))?;
         let traced = cases.iter().any(|case| !case.events.is_empty());
         let trace = traced.then(|| Request::for_transcript(&log, true));
@@ -161,7 +188,11 @@ impl Bench<'_> {
             .collect();
         let machine = self.machine(name, cases, &words, &mut log)?;
         let outcome = machine.run(self.qemu, &mut log, limit, &self.symbols()?, |_| {})?;
-        Ok((outcome, log.path().to_path_buf()))
+        Ok(Boot {
+            outcome,
+            log: log.path().to_path_buf(),
+            initrd: machine.initrd,
+        })
     }
 
     /// Whether the trace of a case's boot decodes back, and has its events.

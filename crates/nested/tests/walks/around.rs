@@ -3,13 +3,14 @@
 use umbra_arm64::L2Ipa;
 use umbra_nested::stage2::{self, Access, WINDOW, around};
 
-use crate::generate::{self, Case};
+use crate::generate::{self, Case, Rng};
 use crate::registers;
 
 /// One random machine: every candidate is what its own walk gives, and every page of the window whose
 /// walk ends in the same table is a candidate.
 fn window(seed: u64) -> usize {
-    let (case, mut rng) = generate::case(seed, false);
+    let mut rng = Rng::new(seed);
+    let case = generate::case(&mut rng, false);
     let Case {
         features,
         regs,

@@ -11,9 +11,16 @@ use umbra_nested::{Features, Granules, GuestMemory, MemoryError, Support};
 
 use crate::manual::Regs;
 
-/// A small random generator (splitmix64), so that a failure is named by one number.
+/// A small random generator (splitmix64), so that a failure is named by one number. A fuzzer gives the
+/// first words itself.
 #[derive(Clone)]
-pub(crate) struct Rng(u64);
+pub(crate) struct Rng {
+    state: u64,
+    /// The words that come first, the last one first.
+    tape: Vec<u64>,
+    /// Its name.
+    pub(crate) seed: u64,
+}
 
 fn mix(mut x: u64) -> u64 {
     x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -24,13 +31,31 @@ fn mix(mut x: u64) -> u64 {
 impl Rng {
     /// The sequence of number `seed`.
     pub(crate) fn new(seed: u64) -> Rng {
-        Rng(mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)))
+        Rng {
+            state: mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)),
+            tape: Vec::new(),
+            seed,
+        }
+    }
+
+    /// The words of `bytes`, then a sequence that they name.
+    pub(crate) fn on_tape(bytes: &[u8]) -> Rng {
+        let word = |part: &[u8]| part.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b));
+        let tape: Vec<u64> = bytes.chunks(8).rev().map(word).collect();
+        let name = tape.iter().fold(0, |name, word| mix(name ^ word));
+        Rng {
+            tape,
+            ..Rng::new(name)
+        }
     }
 
     /// Any number.
     pub(crate) fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.0)
+        if let Some(word) = self.tape.pop() {
+            return word;
+        }
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.state)
     }
 
     /// A number below `end`.
@@ -334,10 +359,9 @@ pub(crate) struct Case {
     pub(crate) world: World,
 }
 
-/// Case number `seed`, and the generator to go on with. EL2 has one half if `one_half`.
-pub(crate) fn case(seed: u64, one_half: bool) -> (Case, Rng) {
-    let mut rng = Rng::new(seed);
-    let features = features(&mut rng);
+/// The case that `rng` comes to. EL2 has one half if `one_half`.
+pub(crate) fn case(rng: &mut Rng, one_half: bool) -> Case {
+    let features = features(rng);
     let big_endian = rng.percent(30);
     let world = World {
         seed: rng.word(),
@@ -375,21 +399,20 @@ pub(crate) fn case(seed: u64, one_half: bool) -> (Case, Rng) {
             mair(rng),
         ]
     };
-    let el1 = regs(&mut rng, false);
-    let el2 = regs(&mut rng, one_half);
+    let el1 = regs(rng, false);
+    let el2 = regs(rng, one_half);
     let regs = Regs {
         hcr,
-        vtcr: vtcr(&mut rng),
-        vttbr: table(&mut rng) | rng.word() << 48,
+        vtcr: vtcr(rng),
+        vttbr: table(rng) | rng.word() << 48,
         el1,
         el2,
     };
-    let case = Case {
+    Case {
         features,
         regs,
         world,
-    };
-    (case, rng)
+    }
 }
 
 /// An input of stage 2 for `vtcr`: mostly in range, often with many zeros.

@@ -4,6 +4,7 @@
 mod around;
 mod at;
 mod attributes;
+mod check;
 mod fake;
 mod generate;
 mod manual;

@@ -1,7 +1,7 @@
 //! From cases to boots and back: which cases share a machine, what its initrd holds, and how each
 //! case came out.
 
-use super::cases::{Case, HELLO, Work};
+use super::cases::{Case, Guests, HELLO, Work};
 use super::judge::{Part, Passed, judge, parts};
 use super::report::{Tally, tail};
 use super::terminal;
@@ -24,9 +24,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// The memory of test guests.
-const GUEST_MEMORY: &str = "512M";
 
 /// Everything that boots are made of.
 pub(crate) struct Bench<'a> {
@@ -343,9 +340,9 @@ impl Bench<'_> {
                 let head = ["/bin/umbra-vmm", "--kernel", &path].map(str::to_owned);
                 Ok(head.into_iter().chain(options.iter().cloned()).collect())
             }
-            Work::Linux(flavour) => {
-                items.extend(self.guest(*flavour, log)?);
-                Ok(self.guest_command(case.cpus))
+            Work::Linux(guests) => {
+                items.extend(self.guest(guests.flavour, log)?);
+                Ok(self.guest_commands(guests))
             }
             Work::Nested(storeys) => {
                 let l1 = setup::guest_files(self.ws, storeys.l1)?;
@@ -404,15 +401,27 @@ impl Bench<'_> {
         ])
     }
 
-    fn guest_command(&self, cpus: u32) -> Vec<String> {
-        let cmdline = guest::cmdline("poweroff", self.nonce);
-        vmm_command(
-            "/guest/Image",
-            Some("/guest/initrd"),
-            &cmdline,
-            cpus,
-            GUEST_MEMORY,
-        )
+    /// The arguments of init that start these guests at once.
+    fn guest_commands(&self, guests: &Guests) -> Vec<String> {
+        let mut words = Vec::new();
+        for nonce in guests.nonces(self.nonce) {
+            if !words.is_empty() {
+                words.push("+++".to_owned());
+            }
+            let (kernel, initrd) = ("/guest/Image", Some("/guest/initrd"));
+            let cmdline = guest::cmdline("poweroff", &nonce);
+            words.extend(vmm_command(
+                kernel,
+                initrd,
+                &cmdline,
+                guests.cpus,
+                guests.memory,
+            ));
+            if guests.side_by_side > 1 {
+                words.extend(["--console", "serial,lines=whole"].map(str::to_owned));
+            }
+        }
+        words
     }
 
     /// On Linux with KVM: the same VMM, guest and command.
@@ -425,7 +434,7 @@ impl Bench<'_> {
     ) -> Result<Machine> {
         let script = format!(
             "sha256sum /bin/umbra-vmm\n{}\nstatus=$?\necho \"umbra: umbra-vmm exited $status\"\nexit $status\n",
-            shell_line(&self.guest_command(cpus))
+            shell_line(&self.guest_commands(&Guests::usual(flavour, cpus)))
         );
         let items = self.guest(flavour, log)?.into();
         self.reference(file, &script, items, (cpus, ""), log)

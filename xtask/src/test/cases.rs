@@ -60,6 +60,39 @@ impl Leave {
     }
 }
 
+/// Debian guests of one kind, each under a VMM of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Guests {
+    /// Their kernel.
+    pub(crate) flavour: Flavour,
+    /// Virtual CPUs of each.
+    pub(crate) cpus: u32,
+    /// Memory of each, as umbra-vmm takes it.
+    pub(crate) memory: &'static str,
+    /// How many run at the same time.
+    pub(crate) side_by_side: u32,
+}
+
+impl Guests {
+    /// As many CPUs as the machine has, and memory enough for anybody.
+    pub(crate) fn usual(flavour: Flavour, cpus: u32) -> Self {
+        Self {
+            flavour,
+            cpus,
+            memory: "512M",
+            side_by_side: 1,
+        }
+    }
+
+    /// What each guest's report repeats, in the order of their commands.
+    pub(crate) fn nonces(&self, nonce: &str) -> Vec<String> {
+        match self.side_by_side {
+            1 => vec![nonce.to_owned()],
+            n => (0..n).map(|guest| format!("{nonce}-{guest}")).collect(),
+        }
+    }
+}
+
 /// What a case runs.
 #[derive(Debug, Clone)]
 pub(crate) enum Work {
@@ -68,8 +101,8 @@ pub(crate) enum Work {
     /// A program as umbra's first program, quiet: what `run program` does. The console must be
     /// exactly this text.
     First(File, Vec<&'static str>, &'static str),
-    /// A Debian guest on umbra-vmm on umbra.
-    Linux(Flavour),
+    /// Debian guests on umbra-vmm on umbra.
+    Linux(Guests),
     /// Debian guest hypervisors at virtual EL2, each with a guest of its own.
     Nested(Storeys),
     /// A memory error under one process of a guest's guest, and a second VM beside it.
@@ -151,6 +184,7 @@ impl Case {
     pub(crate) fn commands(&self) -> usize {
         match &self.work {
             Work::Nested(storeys) => storeys.side_by_side as usize,
+            Work::Linux(guests) => guests.side_by_side as usize,
             Work::MemoryError => 2,
             _ => 1,
         }
@@ -165,7 +199,7 @@ impl Case {
     pub(crate) fn flavours(&self) -> Vec<Flavour> {
         match self.work {
             Work::Program(..) | Work::First(..) | Work::Payload(..) | Work::Oracle(_) => vec![],
-            Work::Linux(guest) => vec![guest],
+            Work::Linux(guests) => vec![guests.flavour],
             Work::Nested(storeys) => vec![storeys.l1, storeys.l2],
             Work::Reference(guest) => vec![Flavour::Newest, guest],
             Work::MemoryError | Work::Terminal(_) | Work::ReferenceSuites(_) => {
@@ -251,7 +285,31 @@ fn fixed(nonce: &str) -> Vec<Case> {
         let mut expect = vec![report(cpus, nonce)];
         expect.extend(more.iter().map(|e| (*e).to_owned()));
         let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
-        Case::new(name, cpus, Linux(flavour), 240, &expect)
+        let guests = Guests::usual(flavour, cpus);
+        Case::new(name, cpus, Linux(guests), 240, &expect)
+    };
+    // On a machine of two CPUs; `mem` is what the guest must say of its memory, in MiB.
+    let sized = |name: &str, guests: Guests, mem: &str| {
+        let reports = guests.nonces(nonce).into_iter();
+        let expect: Vec<String> = reports
+            .map(|nonce| report(guests.cpus, &nonce).replace("\\d+MiB", &format!("{mem}MiB")))
+            .collect();
+        let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
+        Case::new(name, 2, Linux(guests), 300, &expect)
+    };
+    let eight = |flavour: Flavour| Guests::usual(flavour, 8);
+    let large = |flavour: Flavour| Guests {
+        memory: "2G",
+        ..Guests::usual(flavour, 1)
+    };
+    let three = |flavour: Flavour| Guests {
+        side_by_side: 3,
+        ..Guests::usual(flavour, 1)
+    };
+    // Only the smallest of the kernels leaves room for anything.
+    let small = Guests {
+        memory: "64M",
+        ..Guests::usual(Flavour::V6_12, 1)
     };
     let storeys = |l1: Flavour, cpus: u32, l2: Flavour, l2_cpus: u32| Storeys {
         l1,
@@ -365,6 +423,13 @@ fn fixed(nonce: &str) -> Vec<Case> {
             &["(?m)^umbra: page=16KiB "],
         ),
         linux("linux/4cpu", 4, Flavour::Newest, &[]).full_only("four CPUs on two cores are slow"),
+        sized("linux/8-vcpus-on-2", eight(Flavour::Newest), r"4\d\d"),
+        sized("linux/64M", small, r"[1-5]\d"),
+        sized("linux/2G", large(Flavour::Newest), r"(19|20)\d\d"),
+        sized("linux/three", three(Flavour::V6_12), r"4\d\d"),
+        sized("linux/8-vcpus-on-2-16k", eight(Flavour::Pages16k), r"4\d\d").full_only(SIZED),
+        sized("linux/2G-16k", large(Flavour::Pages16k), r"(19|20)\d\d").full_only(SIZED),
+        sized("linux/three-16k", three(Flavour::Pages16k), r"4\d\d").full_only(SIZED),
         two_storeys(
             "nested/1cpu",
             storeys(Flavour::Newest, 1, Flavour::Newest, 1),
@@ -418,6 +483,9 @@ fn fixed(nonce: &str) -> Vec<Case> {
     }));
     cases
 }
+
+/// Why a guest's size is tried once in the shorter run.
+const SIZED: &str = "a size that the shorter run has with pages of 4 KiB";
 
 /// Cases that run once more with a trace: name, what runs, events that must be in it.
 const TRACED: [(&str, &str, &[&str]); 2] = [

@@ -31,6 +31,8 @@ safeguards! {
     ProcessPages = "process-pages",
     /// Taking the right to write from what is logged as clean.
     DirtyProtect = "dirty-protect",
+    /// Taking it from the shadows that map them.
+    ShadowProtect = "shadow-protect",
     /// TLB maintenance after a right to write was taken from a VM's pages.
     TightenTlbi = "tighten-tlbi",
     /// TLB maintenance after entries of a shadow changed.

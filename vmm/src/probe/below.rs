@@ -20,21 +20,23 @@ use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
 
 const HCR_EL2: Sys = (3, 4, 1, 1, 0);
 const VTTBR_EL2: Sys = (3, 4, 2, 1, 0);
-const VTCR_EL2: Sys = (3, 4, 2, 1, 2);
+pub(super) const VTCR_EL2: Sys = (3, 4, 2, 1, 2);
 const SPSR_EL2: Sys = (3, 4, 4, 0, 0);
 const ELR_EL2: Sys = (3, 4, 4, 0, 1);
 const HPFAR_EL2: Sys = (3, 4, 6, 0, 4);
 const VBAR_EL2: Sys = (3, 4, 12, 0, 0);
 
 /// What lies at `at` in L1's space lies here above it in L2's.
-const ABOVE: u64 = 0x1_0000_0000;
+pub(super) const ABOVE: u64 = 0x1_0000_0000;
 const NESTED: u64 = 1 << 63;
 const EL2H: u64 = 0x3c9;
 /// VM, RW, TEA; E2H is fixed.
-const HCR: u64 = 1 | 1 << 31 | 1 << 34;
+pub(super) const HCR: u64 = 1 | 1 << 31 | 1 << 34;
 const TEA: u64 = 1 << 37;
+/// VTCR_EL2 of one table of 39 bits.
+pub(super) const VTCR: u64 = 25 | 1 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | 2 << 16 | 1 << 31;
 /// Where in DATA L1 keeps its stage 2.
-const STAGE2: usize = 0x10_0000;
+pub(super) const STAGE2: usize = 0x10_0000;
 /// Where in DATA L2 keeps its stage 1, in the bad page its second level.
 const STAGE1: usize = 0x18_0000;
 
@@ -55,7 +57,7 @@ fn start(vcpu: &Vcpu, entry: u64) -> Outcome {
 }
 
 /// L1 with its stage 2 in `data`, about to run L2 at `entry` of L1's space.
-fn nested(machine: &Machine, data: &Region, id: u64, hcr: u64) -> Check<Vcpu> {
+pub(super) fn nested(machine: &Machine, data: &Region, id: u64, hcr: u64) -> Check<Vcpu> {
     let vcpu = machine.bare_vcpu(id)?;
     granted(vcpu.init(1 << KVM_ARM_VCPU_HAS_EL2), "a vCPU with EL2")?;
     // One table of 39 bits: devices, RAM, and RAM once more above.
@@ -66,9 +68,14 @@ fn nested(machine: &Machine, data: &Region, id: u64, hcr: u64) -> Check<Vcpu> {
     start(&vcpu, machine.place(Asm::new().eret()))?;
     vcpu.set(abi::sys(HCR_EL2), hcr)?;
     vcpu.set(abi::sys(VTTBR_EL2), (DATA + STAGE2 as u64) | 1 << 48)?;
-    let vtcr = 25 | 1 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | 2 << 16 | 1 << 31;
-    vcpu.set(abi::sys(VTCR_EL2), vtcr)?;
+    vcpu.set(abi::sys(VTCR_EL2), VTCR)?;
     Ok(vcpu)
+}
+
+/// L1 will begin L2 at `entry`, at EL1.
+pub(super) fn begin_at(vcpu: &Vcpu, entry: u64) -> Outcome {
+    vcpu.set(abi::sys(ELR_EL2), entry)?;
+    vcpu.set(abi::sys(SPSR_EL2), EL1)
 }
 
 /// Loads a neighbour and reports it, waits for the VMM, makes the access and reports 7.
@@ -307,8 +314,7 @@ pub(super) fn read_only_slot(_: &Env) -> Outcome {
     asm.ldr(0, 1).report(0);
     asm.str(2, 1); // and after
     asm.ldr(0, 1).report(0);
-    vcpu.set(abi::sys(ELR_EL2), machine.place(&asm))?;
-    vcpu.set(abi::sys(SPSR_EL2), EL1)?;
+    begin_at(&vcpu, machine.place(&asm))?;
     for when in ["before a read", "after a read"] {
         let told = Exit::Write {
             at: SLOT + 0x100,

@@ -1,4 +1,6 @@
 //! Dirty logging: what is written shows, once; what is not does not; and no write is lost.
+//!
+//! The checks are asked of whoever writes ([`Writer`]): here of a plain guest, in `shadows` of a guest's guest.
 
 use std::os::fd::OwnedFd;
 use std::thread;
@@ -11,9 +13,10 @@ use super::asm::{Asm, MAIR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1};
 use super::guest::{Answer, Machine, RAM, Vcpu, create_vm, set_slot};
 use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
 
-const AT: u64 = 0x8000_0000;
+/// Where the VM has the slot.
+pub(super) const AT: u64 = 0x8000_0000;
 /// Two blocks, so that blocks are made where nothing is logged.
-const BYTES: usize = 4 << 20;
+pub(super) const BYTES: usize = 4 << 20;
 const PAGES: usize = BYTES / PAGE;
 const SLOT: u32 = 1;
 const MANUAL: u64 = 1;
@@ -37,22 +40,55 @@ fn manual(vm: &OwnedFd, options: u64) -> Answer<u32> {
     ioctl(vm, abi::ENABLE_CAP, &mut cap)
 }
 
-/// The pages that a bitmap names.
-fn pages(bitmap: &Region) -> Vec<usize> {
-    (0..PAGES)
+/// The pages that a bitmap names, of `count`.
+fn pages(bitmap: &Region, count: usize) -> Vec<usize> {
+    (0..count)
         .filter(|page| bitmap.u64(page / 64 * 8) >> (page % 64) & 1 == 1)
         .collect()
 }
 
-/// A machine with a slot of two blocks, and a guest that stores x6 at x1 again and again.
+/// The pages of slot `slot`, of `count`, that were written since this was last asked.
+pub(super) fn log_of(vm: &OwnedFd, slot: u32, count: usize) -> Check<Vec<usize>> {
+    let bitmap = granted(Region::new(count.div_ceil(64) * 8), "mmap")?;
+    granted(get(vm, slot, bitmap.address(0)), "KVM_GET_DIRTY_LOG")?;
+    Ok(pages(&bitmap, count))
+}
+
+/// Who writes into the slot.
+pub(super) struct Writer<'a> {
+    /// Where the slot is to its program.
+    pub(super) at: u64,
+    /// How many vCPUs write at once where that matters.
+    pub(super) count: usize,
+    /// Makes vCPU number n, about to begin a program.
+    pub(super) vcpu: &'a dyn Fn(&Machine, u64, &Asm) -> Check<Vcpu>,
+}
+
+const GUEST: Writer<'static> = Writer {
+    at: AT,
+    count: 1,
+    vcpu: &|machine, id, program| machine.vcpu_with(id, program),
+};
+
+/// A machine with a slot of two blocks that somebody writes into.
 struct Logged {
     machine: Machine,
     memory: Region,
     bitmap: Region,
+    /// Where the slot is to who writes.
+    at: u64,
+}
+
+/// Stores x6 at x1, again and again.
+fn storing() -> Asm {
+    let mut asm = Asm::new();
+    let top = asm.here();
+    asm.str(6, 1).report(6).back(top);
+    asm
 }
 
 impl Logged {
-    fn new(flags: u32, options: u64) -> Check<(Self, Vcpu)> {
+    fn new(flags: u32, options: u64, at: u64) -> Check<Self> {
         let machine = Machine::new()?;
         if options != 0 {
             granted(manual(&machine.vm, options), "manual protection")?;
@@ -63,21 +99,24 @@ impl Logged {
             SLOT,
             "its number",
         )?;
-        let mut asm = Asm::new();
-        let top = asm.here();
-        asm.str(6, 1).report(6).back(top);
-        let vcpu = machine.vcpu_with(0, &asm)?;
         let bitmap = granted(Region::new(PAGES / 8), "mmap")?;
-        let logged = Self {
+        Ok(Self {
             machine,
             memory,
             bitmap,
-        };
+            at,
+        })
+    }
+
+    /// With a vCPU for [`Logged::write`].
+    fn written_by(who: &Writer<'_>, flags: u32, options: u64) -> Check<(Self, Vcpu)> {
+        let logged = Self::new(flags, options, who.at)?;
+        let vcpu = (who.vcpu)(&logged.machine, 0, &storing())?;
         Ok((logged, vcpu))
     }
 
     fn write(&self, vcpu: &Vcpu, page: usize, value: u64) -> Outcome {
-        vcpu.set(abi::x(1), AT + (page * PAGE) as u64)?;
+        vcpu.set(abi::x(1), self.at + (page * PAGE) as u64)?;
         vcpu.set(abi::x(6), value)?;
         vcpu.report()?;
         same(self.memory.u64(page * PAGE), value, "what the guest wrote")
@@ -97,7 +136,7 @@ impl Logged {
             get(&self.machine.vm, SLOT, self.bitmap.address(0)),
             "KVM_GET_DIRTY_LOG",
         )?;
-        Ok(pages(&self.bitmap))
+        Ok(pages(&self.bitmap, PAGES))
     }
 
     fn clear(&self, page: usize) -> Outcome {
@@ -156,7 +195,11 @@ pub(super) fn errors(_: &Env) -> Outcome {
 }
 
 pub(super) fn writes_show_once(_: &Env) -> Outcome {
-    let (all, vcpu) = Logged::new(0, 0)?;
+    writes_show_once_of(&GUEST)
+}
+
+pub(super) fn writes_show_once_of(who: &Writer<'_>) -> Outcome {
+    let (all, vcpu) = Logged::written_by(who, 0, 0)?;
     // In blocks at first.
     all.write(&vcpu, 3, 1)?;
     all.write(&vcpu, 700, 1)?;
@@ -182,7 +225,7 @@ pub(super) fn writes_show_once(_: &Env) -> Outcome {
 }
 
 pub(super) fn reads_do_not(_: &Env) -> Outcome {
-    let (all, vcpu) = Logged::new(KVM_MEM_LOG_DIRTY_PAGES, 0)?;
+    let (all, vcpu) = Logged::written_by(&GUEST, KVM_MEM_LOG_DIRTY_PAGES, 0)?;
     let mut asm = Asm::new();
     let top = asm.here();
     asm.ldr(6, 1).report(6).back(top);
@@ -195,7 +238,11 @@ pub(super) fn reads_do_not(_: &Env) -> Outcome {
 }
 
 pub(super) fn by_hand(_: &Env) -> Outcome {
-    let (all, vcpu) = Logged::new(KVM_MEM_LOG_DIRTY_PAGES, MANUAL)?;
+    by_hand_of(&GUEST)
+}
+
+pub(super) fn by_hand_of(who: &Writer<'_>) -> Outcome {
+    let (all, vcpu) = Logged::written_by(who, KVM_MEM_LOG_DIRTY_PAGES, MANUAL)?;
     all.write(&vcpu, 7, 1)?;
     all.write(&vcpu, 8, 1)?;
     same(all.log()?, vec![7, 8], "what was written")?;
@@ -208,7 +255,11 @@ pub(super) fn by_hand(_: &Env) -> Outcome {
 }
 
 pub(super) fn initially_set(_: &Env) -> Outcome {
-    let (all, vcpu) = Logged::new(0, MANUAL | INITIALLY_SET)?;
+    initially_set_of(&GUEST)
+}
+
+pub(super) fn initially_set_of(who: &Writer<'_>) -> Outcome {
+    let (all, vcpu) = Logged::written_by(who, 0, MANUAL | INITIALLY_SET)?;
     all.write(&vcpu, 1, 1)?;
     all.flags(KVM_MEM_LOG_DIRTY_PAGES)?;
     same(all.log()?, (0..PAGES).collect(), "at first")?;
@@ -223,15 +274,21 @@ pub(super) fn initially_set(_: &Env) -> Outcome {
     same(all.log()?, left, "after one was written")
 }
 
-/// A page table that hardware writes into (the access flag) is written.
 pub(super) fn walks_show(_: &Env) -> Outcome {
+    walks_show_of(&GUEST)
+}
+
+/// A page table that hardware writes into (the access flag) is written.
+pub(super) fn walks_show_of(who: &Writer<'_>) -> Outcome {
     /// Identity with 1 GiB blocks and TCR_EL1.HA, tables in the logged slot.
     const TABLE: usize = 10;
-    let (all, vcpu) = Logged::new(KVM_MEM_LOG_DIRTY_PAGES, 0)?;
-    let block = |index: u64, flag: u64| index << 30 | flag | 0x301;
-    all.memory.set_u64(TABLE * PAGE + 8, block(1, 1 << 10));
-    all.memory.set_u64(TABLE * PAGE + 16, block(2, 0));
-    all.memory.set_u64(TABLE * PAGE, block(0, 1 << 10));
+    let all = Logged::new(KVM_MEM_LOG_DIRTY_PAGES, 0, who.at)?;
+    let entry = |address: u64| TABLE * PAGE + (address >> 30) as usize * 8;
+    let block = |address: u64, flag: u64| address >> 30 << 30 | flag | 0x301;
+    for address in [0, RAM] {
+        all.memory.set_u64(entry(address), block(address, 1 << 10));
+    }
+    all.memory.set_u64(entry(who.at), block(who.at, 0));
     let mut asm = Asm::new();
     asm.msr(MAIR_EL1, 10)
         .msr(TCR_EL1, 11)
@@ -242,29 +299,33 @@ pub(super) fn walks_show(_: &Env) -> Outcome {
         .ldr(6, 1)
         .report(6)
         .stop();
-    vcpu.set(abi::PC, all.machine.place(&asm))?;
-    vcpu.set(abi::x(1), AT + 4096)?;
+    let vcpu = (who.vcpu)(&all.machine, 0, &asm)?;
+    vcpu.set(abi::x(1), who.at + 4096)?;
     vcpu.set(abi::x(10), 0xff)?;
     // 39 bits of address, inner and outer write-back, HA, no TTBR1.
     vcpu.set(
         abi::x(11),
         25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 2 << 32 | 1 << 39,
     )?;
-    vcpu.set(abi::x(12), AT + (TABLE * PAGE) as u64)?;
+    vcpu.set(abi::x(12), who.at + (TABLE * PAGE) as u64)?;
     vcpu.set(abi::x(13), 0x30d0_0801 | 1 << 2 | 1 << 12)?;
     vcpu.report()?;
-    holds(all.memory.u64(TABLE * PAGE + 16) >> 10 & 1 == 1, || {
+    holds(all.memory.u64(entry(who.at)) >> 10 & 1 == 1, || {
         "hardware sets no access flag here".into()
     })?;
     same(all.log()?, vec![TABLE], "what the walk wrote")
 }
 
-/// A guest counts in every page in turn while the VMM copies what is logged: in the end the copy is
-/// the memory.
 pub(super) fn no_write_is_lost(env: &Env) -> Outcome {
+    no_write_is_lost_of(&GUEST, env.rounds(60))
+}
+
+/// Each vCPU counts in a word of every page in turn while the VMM copies what is logged: in the end the
+/// copy is the memory.
+pub(super) fn no_write_is_lost_of(who: &Writer<'_>, rounds: u64) -> Outcome {
     const STOP: usize = 64;
     for options in [0, MANUAL, MANUAL | INITIALLY_SET] {
-        let (all, vcpu) = Logged::new(0, options)?;
+        let all = Logged::new(0, options, who.at)?;
         let mut asm = Asm::new();
         let again = asm.here();
         asm.mov_reg(1, 4);
@@ -280,27 +341,35 @@ pub(super) fn no_write_is_lost(env: &Env) -> Outcome {
             .back_if_zero(7, again)
             .report(6)
             .stop();
-        vcpu.set(abi::PC, all.machine.place(&asm))?;
-        vcpu.set(abi::x(3), RAM + STOP as u64)?;
-        vcpu.set(abi::x(4), AT)?;
-        for n in [5, 9] {
-            vcpu.set(abi::x(n), PAGES as u64)?;
+        let mut vcpus = Vec::new();
+        for id in 0..who.count as u64 {
+            let vcpu = (who.vcpu)(&all.machine, id, &asm)?;
+            vcpu.set(abi::x(3), RAM + STOP as u64)?;
+            vcpu.set(abi::x(4), who.at + 8 * id)?;
+            for n in [5, 9] {
+                vcpu.set(abi::x(n), PAGES as u64)?;
+            }
+            vcpus.push(vcpu);
         }
-        let mut copy: Vec<u64> = vec![0; PAGES];
+        let words = |page: usize| (0..who.count).map(move |id| page * PAGE + 8 * id);
+        let mut copy: Vec<u64> = vec![0; PAGES * PAGE / 8];
         let all = &all;
         thread::scope(|scope| -> Outcome {
-            let runner = scope.spawn(move || vcpu.report());
+            let runners: Vec<_> = vcpus
+                .into_iter()
+                .map(|vcpu| scope.spawn(move || vcpu.report()))
+                .collect();
             let start = Instant::now();
             let watched = (|| {
-                while all.memory.u64((PAGES - 1) * PAGE) == 0 {
+                while words(PAGES - 1).any(|at| all.memory.u64(at) == 0) {
                     holds(start.elapsed() < Duration::from_secs(20), || {
                         "the guest makes no progress".into()
                     })?;
                     thread::yield_now();
                 }
                 all.flags(KVM_MEM_LOG_DIRTY_PAGES)?;
-                for (page, word) in copy.iter_mut().enumerate() {
-                    *word = all.memory.u64(page * PAGE);
+                for at in (0..PAGES).flat_map(words) {
+                    copy[at / 8] = all.memory.u64(at);
                 }
                 let mut fetch = || -> Outcome {
                     let dirty = all.log()?;
@@ -311,28 +380,30 @@ pub(super) fn no_write_is_lost(env: &Env) -> Outcome {
                             "KVM_CLEAR_DIRTY_LOG",
                         )?;
                     }
-                    for page in dirty {
-                        copy[page] = all.memory.u64(page * PAGE);
+                    for at in dirty.into_iter().flat_map(words) {
+                        copy[at / 8] = all.memory.u64(at);
                     }
                     Ok(())
                 };
-                for _ in 0..env.rounds(60) {
+                for _ in 0..rounds {
                     fetch()?;
                     thread::yield_now();
                 }
                 all.machine.ram.set_u64(STOP, 1);
-                while !runner.is_finished() {
+                while !runners.iter().all(|runner| runner.is_finished()) {
                     thread::yield_now();
                 }
                 fetch()
             })();
             all.machine.ram.set_u64(STOP, 1);
-            runner.join().map_err(|_| "a vCPU's thread panicked")??;
+            for runner in runners {
+                runner.join().map_err(|_| "a vCPU's thread panicked")??;
+            }
             watched
         })?;
-        for (page, word) in copy.iter().enumerate() {
-            let what = format!("page {page} of the copy, options {options}");
-            same(*word, all.memory.u64(page * PAGE), &what)?;
+        for at in (0..PAGES).flat_map(words) {
+            let what = format!("{at:#x} of the copy, options {options}");
+            same(copy[at / 8], all.memory.u64(at), &what)?;
         }
     }
     Ok(())

@@ -23,6 +23,7 @@ mod oom;
 mod poison;
 mod regs;
 mod run;
+mod shadows;
 mod slots;
 mod system;
 mod vcpus;
@@ -92,6 +93,8 @@ rows! {
     poison: cells not_asked_for instruction_abort injected_later known signal_of_the_vmm unmapped_for_good
         other_vms_live_on bad_requests storm bus_errors;
     below: cells not_routed table shadow_table read_only_slot vncr;
+    shadows: writes_show_once by_hand initially_set walks_show flags_show no_write_is_lost slots_change
+        delete_under_use tables_go;
     campaign: memory_error;
     noise: ioctls vcpu_state instructions;
 }

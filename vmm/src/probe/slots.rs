@@ -6,7 +6,7 @@ use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region2};
 use umbra_vmm::kvm::{Region, ioctl};
 
 use super::asm::{Access, Asm, MAIR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1};
-use super::guest::{Exit, Machine, RAM, create_vm, set_slot};
+use super::guest::{Exit, Machine, RAM, Vcpu, create_vm, set_slot};
 use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
 
 /// Where the slots of these checks go.
@@ -18,7 +18,7 @@ fn region(bytes: usize) -> Check<Region> {
 }
 
 /// Reads what is at x1 and reports it, for ever.
-fn reader() -> Asm {
+pub(super) fn reader() -> Asm {
     let mut asm = Asm::new();
     let top = asm.here();
     asm.ldr(0, 1).report(0).back(top);
@@ -190,54 +190,95 @@ pub(super) fn delete_under_use(env: &Env) -> Outcome {
     let machine = Machine::new()?;
     let memory = region(2 * MIB)?;
     let slot = granted(machine.add(&memory, AT, 0), "a slot")?;
-    let mut asm = Asm::new();
-    asm.mov(1, AT).mov(2, RAM);
-    let top = asm.here();
-    asm.add(0, 0, 1)
-        .str(0, 1)
-        .ldr(3, 2)
-        .back_if_zero(3, top)
-        .report(0);
-    let vcpu = machine.vcpu_with(0, &asm)?;
-    let rounds = env.rounds(200);
-    std::thread::scope(|scope| {
-        let runner = scope.spawn(move || -> Check<u64> {
-            let mut outside = 0;
-            loop {
-                match vcpu.exits()? {
-                    Exit::Write { at: AT, .. } => outside += 1,
-                    Exit::Write {
-                        at: super::asm::REPORT,
-                        ..
-                    } => return Ok(outside),
-                    other => return Err(format!("{other:x?}")),
+    let vcpu = machine.vcpu_with(0, &under_use::program())?;
+    under_use::aim(&vcpu, AT, 0)?;
+    let nothing = || Ok(());
+    under_use::goes_and_comes(
+        &machine,
+        (slot, &memory),
+        vec![vcpu],
+        env.rounds(200),
+        &nothing,
+    )
+}
+
+/// Guests that write to a slot as fast as they can, each a word of its own, while it goes and comes.
+pub(super) mod under_use {
+    use super::*;
+
+    /// Counts at x1 until the machine's first word says stop.
+    pub(in crate::probe) fn program() -> Asm {
+        let mut asm = Asm::new();
+        asm.mov(2, RAM);
+        let top = asm.here();
+        asm.add(0, 0, 1)
+            .str(0, 1)
+            .ldr(3, 2)
+            .back_if_zero(3, top)
+            .report(0);
+        asm
+    }
+
+    /// The word of guest `id` in the slot, which is at `base` to it.
+    pub(in crate::probe) fn aim(vcpu: &Vcpu, base: u64, id: usize) -> Outcome {
+        vcpu.set(abi::x(1), base + 8 * id as u64)
+    }
+
+    /// Until its report: how often it wrote to the VMM instead.
+    fn write(vcpu: &Vcpu) -> Check<u64> {
+        let mut outside = 0;
+        loop {
+            match vcpu.exits()? {
+                Exit::Write { at, .. } if at & !0xfff == AT => outside += 1,
+                Exit::Write {
+                    at: super::super::asm::REPORT,
+                    ..
+                } => return Ok(outside),
+                other => return Err(format!("{other:x?}")),
+            }
+        }
+    }
+
+    /// The slot goes and comes; `meanwhile` is done while it is not there.
+    pub(in crate::probe) fn goes_and_comes(
+        machine: &Machine,
+        (slot, memory): (u32, &Region),
+        vcpus: Vec<Vcpu>,
+        rounds: u64,
+        meanwhile: &dyn Fn() -> Outcome,
+    ) -> Outcome {
+        let words = |count: usize| (0..count).map(|id| memory.u64(8 * id)).collect::<Vec<_>>();
+        let count = vcpus.len();
+        std::thread::scope(|scope| {
+            let runners: Vec<_> = vcpus
+                .into_iter()
+                .map(|vcpu| scope.spawn(move || write(&vcpu)))
+                .collect();
+            let change = || -> Outcome {
+                for round in 0..rounds {
+                    granted(set_slot(&machine.vm, slot, 0, 0, 0, 0), "deleting")?;
+                    // Deleted means deleted: the guest's writes no longer land here.
+                    let before = words(count);
+                    meanwhile()?;
+                    std::thread::sleep(Duration::from_micros(50));
+                    let what = format!("memory after deleting, round {round}");
+                    same(words(count), before, &what)?;
+                    let bytes = memory.bytes() as u64;
+                    let again = set_slot(&machine.vm, slot, 0, AT, bytes, memory.address(0));
+                    granted(again, "making it again")?;
                 }
+                Ok(())
+            };
+            let changed = change();
+            machine.ram.set_u64(0, 1);
+            let mut seen = 0;
+            for runner in runners {
+                seen += runner.join().map_err(|_| "the vCPU's thread panicked")??;
             }
-        });
-        let change = || -> Outcome {
-            for round in 0..rounds {
-                granted(set_slot(&machine.vm, slot, 0, 0, 0, 0), "deleting")?;
-                // Deleted means deleted: the guest's writes no longer land here.
-                let before = memory.u64(0);
-                std::thread::sleep(Duration::from_micros(50));
-                let after = memory.u64(0);
-                same(
-                    after,
-                    before,
-                    &format!("memory after deleting, round {round}"),
-                )?;
-                let bytes = memory.bytes() as u64;
-                let again = set_slot(&machine.vm, slot, 0, AT, bytes, memory.address(0));
-                granted(again, "making it again")?;
-            }
-            Ok(())
-        };
-        let changed = change();
-        machine.ram.set_u64(0, 1);
-        let seen = runner.join().map_err(|_| "the vCPU's thread panicked")??;
-        changed?;
-        holds(seen > 0, || "the guest never found the slot gone".into())
-    })
+            changed?;
+            holds(seen > 0, || "the guest never found the slot gone".into())
+        })
+    }
 }
 
 pub(super) fn read_only(_: &Env) -> Outcome {

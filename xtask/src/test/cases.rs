@@ -540,6 +540,7 @@ const PROBES: &[&str] = &[
     "isolation/",
     "poison/",
     "below/",
+    "shadows/",
     "campaign/",
     "noise/",
 ];

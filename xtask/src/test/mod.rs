@@ -6,6 +6,7 @@ mod cases;
 mod host;
 mod judge;
 mod libtest;
+mod mutants;
 mod pages;
 mod report;
 mod sabotage;
@@ -49,6 +50,11 @@ pub(crate) fn run(ws: &Workspace, args: &TestArgs) -> Result<ExitCode> {
     stage("host", || host::run(ws, &filter, &mut tally))?;
     stage("pages", || pages::run(ws, &filter, &mut tally))?;
     if !args.host {
+        let mut mutants = mutants::list(ws.root())?;
+        mutants.retain(|mutant| filter.takes(&mutant.name()));
+        if !mutants.is_empty() {
+            stage("rules", || mutants::run(ws, &mutants, &mut tally))?;
+        }
         // What does not build is a failed test too: the last line is printed in any case.
         if let Err(error) = on_target(ws, args, &filter, &mut tally) {
             tally.fail("on-target", &format!("{error:#}"));

@@ -15,6 +15,9 @@ use std::time::Duration;
 
 const LIST: &str = "kernel/sabotage.txt";
 
+/// How much of what a check said is shown, in characters.
+const SIGN: usize = 160;
+
 /// A safeguard that can be left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sabotage {
@@ -103,6 +106,7 @@ pub(crate) fn run(
                 let failed = why.lines().find_map(|l| l.split_once("| FAIL "));
                 let sign =
                     failed.map_or_else(|| why.lines().next().unwrap_or_default(), |(_, f)| f);
+                let sign: String = sign.chars().take(SIGN).collect();
                 tally.pass(
                     &format!("{name} ({}: {sign})", sabotage.case),
                     outcome.seconds,

@@ -6,10 +6,9 @@ umbra_guests::payload!(l1_at);
 
 #[cfg(target_os = "none")]
 mod l1_at {
-    use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use umbra_guests::rt::boot::has_arg;
     use umbra_guests::rt::exec::{self, Regs, exec, sys};
-    use umbra_guests::rt::l2::{self, Guest};
+    use umbra_guests::rt::l2::{self, Guest, Home};
     use umbra_guests::rt::mem::{self, PAGE, fresh};
     use umbra_guests::rt::stage2::{RAM, Stage2, WRITE, for_guest};
     use umbra_guests::suite::{PASS, Suite, Verdict, skip};
@@ -27,22 +26,10 @@ mod l1_at {
         }
     }
 
-    static SPACE: AtomicU64 = AtomicU64::new(0);
-    static CODE: AtomicU64 = AtomicU64::new(0);
+    static HOME: Home = Home::new();
 
     fn guest() -> (Stage2, Guest) {
-        let mut space = Stage2::usual();
-        match SPACE.load(Relaxed) {
-            0 => {
-                let code = l2::program_page();
-                space.map_page(l2::CODE, code);
-                CODE.store(code, Relaxed);
-                SPACE.store(space.root, Relaxed);
-            }
-            root => space.root = root,
-        }
-        let guest = Guest::with_code(&space, 1, CODE.load(Relaxed));
-        (space, guest)
+        HOME.guest(1)
     }
 
     /// HCR_EL2.AT: a guest's own AT is its hypervisor's to answer.
@@ -186,7 +173,7 @@ mod l1_at {
 
     /// The hypervisor's own translations.
     fn at_own() -> Verdict {
-        let va = &raw const SPACE as u64;
+        let va = &raw const HOME as u64;
         for op in [S1E2R, S1E2W, S1E1R] {
             let mut regs = Regs::pattern(2);
             regs.x[0] = va;

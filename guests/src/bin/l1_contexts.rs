@@ -59,26 +59,15 @@ mod l1_contexts {
     }
 
     fn space(n: usize) -> Stage2 {
-        let mut space = Stage2::usual();
-        space.root = ROOTS[n].load(SeqCst);
-        space
+        Stage2 {
+            root: ROOTS[n].load(SeqCst),
+            ..Stage2::USUAL
+        }
     }
 
     fn guest(n: usize) -> Guest {
-        let space = Stage2 {
-            root: ROOTS[n].load(SeqCst),
-            ..SHAPE
-        };
-        Guest::with_code(&space, n as u64 + 1, CODE.load(SeqCst))
+        Guest::with_code(&space(n), n as u64 + 1, CODE.load(SeqCst))
     }
-
-    const SHAPE: Stage2 = Stage2 {
-        granule: umbra_guests::rt::stage2::Granule::K4,
-        input: 39,
-        start: 1,
-        root: 0,
-        more: 0,
-    };
 
     /// The guest copies its own mark, and nobody else's.
     fn visit(n: usize) -> Verdict {

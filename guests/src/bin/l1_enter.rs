@@ -7,12 +7,10 @@ umbra_guests::payload!(l1_enter);
 
 #[cfg(target_os = "none")]
 mod l1_enter {
-    use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use umbra_guests::rt::exec::{self, exception_return, sys};
     use umbra_guests::rt::fp::Fp;
-    use umbra_guests::rt::l2::{self, El1, Exit, Guest, hvc};
+    use umbra_guests::rt::l2::{self, El1, Exit, Guest, Home, hvc};
     use umbra_guests::rt::mmu;
-    use umbra_guests::rt::stage2::Stage2;
     use umbra_guests::rt::{expect, mem};
     use umbra_guests::suite::{PASS, Suite, Verdict};
     use umbra_guests::{clean, ensure, equal, faults, mrs, msr};
@@ -45,27 +43,10 @@ mod l1_enter {
         suite.check("every-context-in-turn", every_context);
     }
 
-    static SPACE: AtomicU64 = AtomicU64::new(0);
-    static CODE: AtomicU64 = AtomicU64::new(0);
-
-    /// All guests share one space: Linux takes many seconds to give a hypervisor another.
-    fn space() -> Stage2 {
-        let mut space = Stage2::usual();
-        match SPACE.load(Relaxed) {
-            0 => {
-                let code = l2::program_page();
-                space.map_page(l2::CODE, code);
-                CODE.store(code, Relaxed);
-                SPACE.store(space.root, Relaxed);
-            }
-            root => space.root = root,
-        }
-        space
-    }
+    static HOME: Home = Home::new();
 
     fn guest() -> Guest {
-        let space = space();
-        Guest::with_code(&space, 1, CODE.load(Relaxed))
+        HOME.guest(1).1
     }
 
     fn pattern(seed: u64) -> [u64; 31] {
@@ -162,8 +143,7 @@ mod l1_enter {
 
     /// Exits that the hypervisor below sees to: nobody above may notice.
     fn below() -> Verdict {
-        let space = space();
-        let mut guest = guest();
+        let (space, mut guest) = HOME.guest(1);
         let ram = mem::fresh(mem::PAGE, mem::PAGE);
         space.map_page(0x5000_0000, ram);
         let mut want = pattern(77);

@@ -7,10 +7,8 @@ umbra_guests::payload!(l1_gic);
 
 #[cfg(target_os = "none")]
 mod l1_gic {
-    use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use umbra_guests::rt::exec::{self, sys};
-    use umbra_guests::rt::l2::{self, Exit, Guest, hvc};
-    use umbra_guests::rt::stage2::Stage2;
+    use umbra_guests::rt::l2::{self, Exit, Guest, Home, hvc};
     use umbra_guests::rt::timer::Timer;
     use umbra_guests::rt::{gic, timer};
     use umbra_guests::suite::{PASS, Suite, Verdict};
@@ -67,22 +65,11 @@ mod l1_gic {
         suite.check("four-timers-at-once", four_timers);
     }
 
-    static SPACE: AtomicU64 = AtomicU64::new(0);
-    static CODE: AtomicU64 = AtomicU64::new(0);
+    static HOME: Home = Home::new();
 
     fn guest() -> Guest {
-        let mut space = Stage2::usual();
-        match SPACE.load(Relaxed) {
-            0 => {
-                let code = l2::program_page();
-                space.map_page(l2::CODE, code);
-                CODE.store(code, Relaxed);
-                SPACE.store(space.root, Relaxed);
-            }
-            root => space.root = root,
-        }
         clear();
-        Guest::with_code(&space, 1, CODE.load(Relaxed))
+        HOME.guest(1).1
     }
 
     /// The interface as a hypervisor leaves it, with nothing in it.

@@ -107,8 +107,11 @@ mod l1_migrate {
 
     fn turns(_: u64) {
         let at = if SHARED.load(SeqCst) != 0 { 0 } else { cpu() };
-        let mut space = Stage2::usual();
-        space.root = ROOTS[at].load(SeqCst);
+        let root = ROOTS[at].load(SeqCst);
+        let space = Stage2 {
+            root,
+            ..Stage2::USUAL
+        };
         let vmid = at as u64 + 1;
         let mut guest = Guest::with_code(&space, vmid, CODES[at].load(SeqCst));
         for n in 0..TURNS {

@@ -7,9 +7,8 @@ umbra_guests::payload!(l1_mmio);
 
 #[cfg(target_os = "none")]
 mod l1_mmio {
-    use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use umbra_guests::rt::boot::has_arg;
-    use umbra_guests::rt::l2::{self, Exit, Guest};
+    use umbra_guests::rt::l2::{self, Exit, Guest, Home};
     use umbra_guests::rt::mem::{self, PAGE, fresh};
     use umbra_guests::rt::stage2::{AF, RAM, READ, Stage2, WRITE};
     use umbra_guests::rt::{gic, uart};
@@ -46,25 +45,15 @@ mod l1_mmio {
         suite.check("walk-of-stage-1-in-a-device", walk);
     }
 
-    static SPACE: AtomicU64 = AtomicU64::new(0);
-    static CODE: AtomicU64 = AtomicU64::new(0);
+    static HOME: Home = Home::new();
 
     /// One space for all: devices, and a program.
     fn guest() -> (Stage2, Guest) {
-        let mut space = Stage2::usual();
-        match SPACE.load(Relaxed) {
-            0 => {
-                let code = l2::program_page();
-                space.map_page(l2::CODE, code);
-                for (at, to) in [(UART_AT, uart::BASE), (DIST_AT, gic::DIST), (HOLE_AT, HOLE)] {
-                    space.map(at, to, 3, DEVICE);
-                }
-                CODE.store(code, Relaxed);
-                SPACE.store(space.root, Relaxed);
+        let (space, guest) = HOME.guest_in(Stage2::USUAL, 1, |space| {
+            for (at, to) in [(UART_AT, uart::BASE), (DIST_AT, gic::DIST), (HOLE_AT, HOLE)] {
+                space.map(at, to, 3, DEVICE);
             }
-            root => space.root = root,
-        }
-        let guest = Guest::with_code(&space, 1, CODE.load(Relaxed));
+        });
         (space, guest)
     }
 

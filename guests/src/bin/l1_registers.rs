@@ -9,8 +9,7 @@ umbra_guests::payload!(l1_registers);
 mod l1_registers {
     use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
     use umbra_guests::rt::exec::{self, Regs, exec, sys};
-    use umbra_guests::rt::l2::{self, Guest};
-    use umbra_guests::rt::stage2::Stage2;
+    use umbra_guests::rt::l2::{self, Guest, Home};
     use umbra_guests::rt::timer::{self, Timer};
     use umbra_guests::rt::{cpu, gic, psci, smp};
     use umbra_guests::suite::{PASS, Suite, Verdict};
@@ -23,11 +22,6 @@ mod l1_registers {
     pub(super) fn run(suite: &mut Suite) {
         gic::init_distributor();
         gic::init_cpu();
-        let space = Stage2::usual();
-        let code = l2::program_page();
-        space.map_page(l2::CODE, code);
-        ROOT.store(space.root, SeqCst);
-        CODE.store(code, SeqCst);
         suite.check("every-encoding-can-be-read", every_read);
         suite.check("what-is-written-is-kept", kept);
         suite.check("fixed-values", fixed);
@@ -38,14 +32,11 @@ mod l1_registers {
         suite.check("goes-on", goes_on);
     }
 
-    static ROOT: AtomicU64 = AtomicU64::new(0);
-    static CODE: AtomicU64 = AtomicU64::new(0);
+    static HOME: Home = Home::new();
     static STRANGE: AtomicU64 = AtomicU64::new(0);
 
     fn guest() -> Guest {
-        let mut space = Stage2::usual();
-        space.root = ROOT.load(SeqCst);
-        Guest::with_code(&space, 1 + cpu() as u64, CODE.load(SeqCst))
+        HOME.guest(1 + cpu() as u64).1
     }
 
     static ROUND: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];

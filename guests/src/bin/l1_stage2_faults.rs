@@ -10,7 +10,7 @@ mod l1_stage2_faults {
     use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use umbra_guests::rt::boot::has_arg;
     use umbra_guests::rt::exec::{self, sys};
-    use umbra_guests::rt::l2::{self, EC_DATA, EC_FETCH, Exit, Guest};
+    use umbra_guests::rt::l2::{self, EC_DATA, EC_FETCH, Exit, Guest, Home};
     use umbra_guests::rt::mem::{self, PAGE, fresh};
     use umbra_guests::rt::stage2::{self, CONTIGUOUS, Granule, RAM, Stage2};
     use umbra_guests::suite::{PASS, Suite, Verdict, skip};
@@ -84,9 +84,8 @@ mod l1_stage2_faults {
         [names!("4k"), names!("16k"), names!("64k")][granule as usize]
     }
 
-    /// Spaces are made once: Linux takes half a minute to give a hypervisor a third one. Roots and
-    /// program pages, per granule and last of the usual one, whose number is the VMID.
-    static SPACES: [[AtomicU64; 2]; 4] = [const { [const { AtomicU64::new(0) }; 2] }; 4];
+    /// One per granule, and last of the usual shape; their numbers are the VMIDs.
+    static HOMES: [Home; 4] = [const { Home::new() }; 4];
     static FREE: AtomicU64 = AtomicU64::new(0x5000_0000);
 
     /// Addresses that no check used before: 4 MiB with as much around them.
@@ -94,32 +93,21 @@ mod l1_stage2_faults {
         FREE.load(Relaxed)
     }
 
-    /// A guest in a space that is made if it is not there.
-    fn guest_in(at: usize, make: impl FnOnce() -> Stage2) -> (Stage2, Guest) {
+    fn guest_in(at: usize, shape: Stage2) -> (Stage2, Guest) {
         FREE.fetch_add(8 << 20, Relaxed);
-        let [root, code] = &SPACES[at];
-        let mut space = make();
-        if root.load(Relaxed) == 0 {
-            root.store(space.root, Relaxed);
-            let page = l2::program_page();
-            space.map_page(l2::CODE, page);
-            code.store(page, Relaxed);
-        }
-        space.root = root.load(Relaxed);
-        let guest = Guest::with_code(&space, at as u64 + 1, code.load(Relaxed));
-        (space, guest)
+        HOMES[at].guest_in(shape, at as u64 + 1, |_| ())
     }
 
     fn with(granule: Granule) -> (Stage2, Guest) {
-        guest_in(granule as usize, || space(granule))
+        guest_in(granule as usize, shape(granule))
     }
 
     fn usual() -> (Stage2, Guest) {
-        guest_in(3, Stage2::usual)
+        guest_in(3, Stage2::USUAL)
     }
 
     /// The space with most levels that this machine has for a granule.
-    fn space(granule: Granule) -> Stage2 {
+    fn shape(granule: Granule) -> Stage2 {
         let pa = mem::pa_bits();
         let (start, most) = match granule {
             Granule::K4 if pa >= 44 => (0, 48),
@@ -129,7 +117,7 @@ mod l1_stage2_faults {
             Granule::K64 if pa >= 44 => (1, 48),
             Granule::K64 => (2, 42),
         };
-        Stage2::new(granule, pa.min(most), start)
+        Stage2::shape(granule, pa.min(most), start)
     }
 
     /// How a guest touches an address.

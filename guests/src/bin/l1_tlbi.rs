@@ -448,10 +448,11 @@ mod l1_tlbi {
     ];
 
     fn shared_space() -> Stage2 {
-        let mut space = Stage2::usual();
-        space.root = ROOT.load(SeqCst);
-        space.more = MORE.load(SeqCst);
-        space
+        Stage2 {
+            root: ROOT.load(SeqCst),
+            more: MORE.load(SeqCst),
+            ..Stage2::USUAL
+        }
     }
 
     /// CPU 1: runs the guest again and again; its faults are what CPU 0 does to it.

@@ -11,6 +11,7 @@
 //! `hvc`s too, so that an exception it takes at EL1 comes back with all of its registers.
 
 use core::arch::global_asm;
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::{mem, stage2::Stage2};
 
@@ -411,6 +412,55 @@ impl Guest {
     /// The address of the page of its program, by this payload.
     pub fn code(&self) -> u64 {
         self.code
+    }
+}
+
+/// A space and a program page that guests have in common, made when they are first asked for: Linux takes
+/// many seconds to give a hypervisor another.
+#[derive(Debug)]
+pub struct Home {
+    root: AtomicU64,
+    code: AtomicU64,
+}
+
+impl Default for Home {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Home {
+    /// Not made yet.
+    pub const fn new() -> Self {
+        Home {
+            root: AtomicU64::new(0),
+            code: AtomicU64::new(0),
+        }
+    }
+
+    /// A guest at home, in a space of the usual shape.
+    pub fn guest(&self, vmid: u64) -> (Stage2, Guest) {
+        self.guest_in(Stage2::USUAL, vmid, |_| ())
+    }
+
+    /// The same in a space of this shape; `furnish` is for what it begins with besides the program.
+    pub fn guest_in(
+        &self,
+        shape: Stage2,
+        vmid: u64,
+        furnish: impl FnOnce(&Stage2),
+    ) -> (Stage2, Guest) {
+        if self.root.load(SeqCst) == 0 {
+            let (space, page) = (shape.made(), program_page());
+            space.map_page(CODE, page);
+            furnish(&space);
+            self.code.store(page, SeqCst);
+            self.root.store(space.root, SeqCst);
+        }
+        let root = self.root.load(SeqCst);
+        let space = Stage2 { root, ..shape };
+        let guest = Guest::with_code(&space, vmid, self.code.load(SeqCst));
+        (space, guest)
     }
 }
 

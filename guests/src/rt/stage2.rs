@@ -101,23 +101,31 @@ pub struct Stage2 {
 }
 
 impl Stage2 {
-    /// An empty space of 4 KiB pages with 39 bits of input, from level 1.
-    pub fn usual() -> Self {
-        Self::new(Granule::K4, 39, 1)
-    }
+    /// 4 KiB pages with 39 bits of input, from level 1; without a root.
+    pub const USUAL: Self = Self::shape(Granule::K4, 39, 1);
 
-    /// An empty space; tables at the root are concatenated if need be.
-    pub fn new(granule: Granule, input: u32, start: u32) -> Self {
-        let bytes = (8u64 << (input - granule.shift(start))).max(mem::PAGE);
-        let root = mem::fresh(bytes, bytes);
-        clear(root, bytes);
+    /// Without a root.
+    pub const fn shape(granule: Granule, input: u32, start: u32) -> Self {
         Stage2 {
             granule,
             input,
             start,
-            root,
+            root: 0,
             more: 0,
         }
+    }
+
+    /// The same with an empty root, tables concatenated if need be.
+    pub fn made(self) -> Self {
+        let bytes = (8u64 << (self.input - self.granule.shift(self.start))).max(mem::PAGE);
+        let root = mem::fresh(bytes, bytes);
+        clear(root, bytes);
+        Stage2 { root, ..self }
+    }
+
+    /// An empty space of 4 KiB pages with 39 bits of input, from level 1.
+    pub fn usual() -> Self {
+        Self::USUAL.made()
     }
 
     /// VTCR_EL2 for it: write-back walks, the physical size of this machine up to 48 bits, 8-bit VMIDs.

@@ -210,7 +210,7 @@ pub(crate) fn outside_memory<A: Address>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     extern crate std;
 
     use super::*;
@@ -218,14 +218,14 @@ mod tests {
     use umbra_arm64::{Gva, Level, esr::AccessSize};
 
     const IPA: Ipa = Ipa::new(0x900_0018);
-    const ACCESS: Access = Access {
+    pub(crate) const ACCESS: Access = Access {
         size: AccessSize::Word,
         sign_extend: false,
         register: 7,
         sixty_four: false,
         ordered: false,
     };
-    const SLOTS: [Slot; 7] = [
+    pub(crate) const SLOTS: [Slot; 7] = [
         Slot::Ram { writable: true },
         Slot::Ram { writable: false },
         Slot::ReadOnly,

@@ -167,30 +167,12 @@ mod tests {
 
     use super::*;
     use crate::resolve::resolve_canonical;
+    use crate::resolve::tests::{ACCESS, SLOTS};
     use std::vec::Vec;
-    use umbra_arm64::{
-        Gva, Level,
-        esr::{Access, AccessSize},
-    };
+    use umbra_arm64::{Gva, Level};
 
     const IPA: Ipa = Ipa::new(0x4000_0abc);
     const AT: L2Ipa = L2Ipa::new(0x9_0000_0abc);
-    const ACCESS: Access = Access {
-        size: AccessSize::Word,
-        sign_extend: false,
-        register: 7,
-        sixty_four: false,
-        ordered: false,
-    };
-    const SLOTS: [Slot; 7] = [
-        Slot::Ram { writable: true },
-        Slot::Ram { writable: false },
-        Slot::ReadOnly,
-        Slot::Poisoned,
-        Slot::None,
-        Slot::BeyondVm,
-        Slot::BeyondMachine,
-    ];
     const KINDS: [Stage2Kind; 4] = [
         Stage2Kind::Translation,
         Stage2Kind::AccessFlag,

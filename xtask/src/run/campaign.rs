@@ -1,13 +1,13 @@
 //! `campaign memory-error`: memory errors of every kind at random on one machine, beside VMs that compute.
 
-use super::{TIMED_OUT, linux::to_terminal};
+use super::{linux::to_terminal, success};
 use crate::bootargs::BootArgs;
 use crate::build::{self, Profile};
 use crate::cli::MemoryErrorCampaign;
 use crate::guest::{self, Item};
 use crate::image::Symbols;
 use crate::progress::{note, step};
-use crate::qemu::{End, Machine};
+use crate::qemu::Machine;
 use crate::setup;
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
@@ -55,21 +55,9 @@ pub(crate) fn run(ws: &Workspace, args: &MemoryErrorCampaign) -> Result<ExitCode
         }
     }
     note(&format!("transcript: {}", ws.show(log.path())));
-    match &outcome.end {
-        End::TimedOut(state) => {
-            eprintln!(
-                "xtask: the time limit came after {:.0} s\n{state}",
-                outcome.seconds
-            );
-            Ok(ExitCode::from(TIMED_OUT))
-        }
-        End::Exited(Some(0)) => {
-            note(&format!("umbra is alive after {:.0} s", outcome.seconds));
-            Ok(ExitCode::SUCCESS)
-        }
-        End::Exited(status) => {
-            eprintln!("xtask: failed: status {status:?}");
-            Ok(ExitCode::FAILURE)
-        }
+    if let Err(failed) = success(&outcome) {
+        return Ok(failed);
     }
+    note(&format!("umbra is alive after {:.0} s", outcome.seconds));
+    Ok(ExitCode::SUCCESS)
 }

@@ -3,14 +3,14 @@
 //! The run succeeded when QEMU ends with status 0 (umbra's first program ended with 0, so the VMM
 //! saw the guest power off) *and* the guest's own report with this run's nonce is in the console.
 
-use super::TIMED_OUT;
+use super::status;
 use crate::bootargs::BootArgs;
 use crate::build::{self, Profile};
 use crate::cli::LinuxArgs;
 use crate::guest::{self, Item};
 use crate::image::Symbols;
 use crate::progress::{note, step};
-use crate::qemu::{End, Machine, Outcome};
+use crate::qemu::{Machine, Outcome};
 use crate::setup::{self, Flavour};
 use crate::trace::{About, Request};
 use crate::transcript::Transcript;
@@ -173,19 +173,9 @@ pub(crate) fn vmm_command(
 const POWERED_OFF: &str = "umbra-init: 1 /bin/umbra-vmm exited 0";
 
 fn judge(guest: &Guest, outcome: &Outcome, interactive: bool) -> ExitCode {
-    let status = match &outcome.end {
-        End::TimedOut(state) => {
-            eprintln!(
-                "xtask: the time limit came after {:.0} s\n{state}",
-                outcome.seconds
-            );
-            return ExitCode::from(TIMED_OUT);
-        }
-        End::Exited(None) => {
-            eprintln!("xtask: QEMU was ended by a signal");
-            return ExitCode::FAILURE;
-        }
-        End::Exited(Some(status)) => *status,
+    let status = match status(outcome) {
+        Ok(status) => status,
+        Err(failed) => return failed,
     };
     let said = guest.report.as_ref().is_none_or(|report| {
         regex::Regex::new(report).is_ok_and(|report| report.is_match(&outcome.console))

@@ -1,6 +1,6 @@
 //! `run memory-error`: one page goes bad under one process of a guest's guest.
 
-use super::{TIMED_OUT, linux::to_terminal};
+use super::{linux::to_terminal, success};
 use crate::bootargs::BootArgs;
 use crate::build::{self, Profile};
 use crate::cli::MemoryErrorArgs;
@@ -8,7 +8,7 @@ use crate::guest::{self, Item};
 use crate::image::Symbols;
 use crate::memory_error::{self, Inside};
 use crate::progress::{note, step};
-use crate::qemu::{End, Machine};
+use crate::qemu::Machine;
 use crate::setup::{self, Flavour};
 use crate::trace::{About, Request};
 use crate::transcript::Transcript;
@@ -56,19 +56,8 @@ pub(crate) fn run(ws: &Workspace, args: &MemoryErrorArgs) -> Result<ExitCode> {
     if let Some(trace) = trace {
         trace.finish(ws, &About::of("memory-error", &qemu.version, &outcome))?;
     }
-    match &outcome.end {
-        End::TimedOut(state) => {
-            eprintln!(
-                "xtask: the time limit came after {:.0} s\n{state}",
-                outcome.seconds
-            );
-            return Ok(ExitCode::from(TIMED_OUT));
-        }
-        End::Exited(Some(0)) => {}
-        End::Exited(status) => {
-            eprintln!("xtask: failed: status {status:?}");
-            return Ok(ExitCode::FAILURE);
-        }
+    if let Err(failed) = success(&outcome) {
+        return Ok(failed);
     }
     match memory_error::follow(&outcome.console) {
         Ok(text) => {

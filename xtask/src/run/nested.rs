@@ -1,6 +1,6 @@
 //! `run nested`: umbra, on it a Debian kernel with KVM at virtual EL2, in it a Debian guest.
 
-use super::{TIMED_OUT, linux::to_terminal};
+use super::{linux::to_terminal, success};
 use crate::bootargs::BootArgs;
 use crate::build::{self, Profile};
 use crate::cli::NestedArgs;
@@ -8,7 +8,7 @@ use crate::guest::{self, Item};
 use crate::image::Symbols;
 use crate::nested::{self, Storeys};
 use crate::progress::{note, step};
-use crate::qemu::{End, Machine};
+use crate::qemu::Machine;
 use crate::setup::{self, Flavour};
 use crate::statistics;
 use crate::trace::{About, Request};
@@ -60,19 +60,8 @@ pub(crate) fn run(ws: &Workspace, args: &NestedArgs) -> Result<ExitCode> {
     if let Some(trace) = trace {
         trace.finish(ws, &About::of("nested", &qemu.version, &outcome))?;
     }
-    match &outcome.end {
-        End::TimedOut(state) => {
-            eprintln!(
-                "xtask: the time limit came after {:.0} s\n{state}",
-                outcome.seconds
-            );
-            return Ok(ExitCode::from(TIMED_OUT));
-        }
-        End::Exited(Some(0)) => {}
-        End::Exited(status) => {
-            eprintln!("xtask: failed: status {status:?}");
-            return Ok(ExitCode::FAILURE);
-        }
+    if let Err(failed) = success(&outcome) {
+        return Ok(failed);
     }
     for expected in storeys.expectations(&nonce) {
         if !regex::Regex::new(&expected)?.is_match(&outcome.console) {

@@ -4,15 +4,15 @@
 //! `umbra.exit=semihosting` makes QEMU end with the program's exit status. So standard output is the
 //! program's and so is the status.
 
-use super::TIMED_OUT;
 use super::linux::file_name;
+use super::status;
 use crate::bootargs::BootArgs;
 use crate::build::{self, Profile};
 use crate::cli::ProgramArgs;
 use crate::guest::{self, Item};
 use crate::image::Symbols;
 use crate::progress::{note, step};
-use crate::qemu::{End, Machine};
+use crate::qemu::Machine;
 use crate::setup;
 use crate::trace::{About, Request};
 use crate::transcript::Transcript;
@@ -56,16 +56,9 @@ pub(crate) fn run(ws: &Workspace, args: &ProgramArgs) -> Result<ExitCode> {
     if let Some(trace) = trace {
         trace.finish(ws, &About::of("program", &qemu.version, &outcome))?;
     }
-    match outcome.end {
-        End::Exited(Some(status)) => Ok(ExitCode::from(u8::try_from(status & 0xff)?)),
-        End::Exited(None) => bail!("QEMU was ended by a signal"),
-        End::TimedOut(state) => {
-            eprintln!(
-                "xtask: the time limit came after {:.0} s\n{state}",
-                outcome.seconds
-            );
-            Ok(ExitCode::from(TIMED_OUT))
-        }
+    match status(&outcome) {
+        Ok(status) => Ok(ExitCode::from(u8::try_from(status & 0xff)?)),
+        Err(failed) => Ok(failed),
     }
 }
 

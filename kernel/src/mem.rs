@@ -181,9 +181,9 @@ pub(crate) fn give_up_table(pa: Pa) {
     }
 }
 
-/// Order of the allocated block that `pa` lies in.
-pub(crate) fn block_order(pa: Pa) -> Option<u8> {
-    with(|frames| frames.block_of(pa).map(|(_, order, _)| order))
+/// The allocated block that `pa` lies in: its first address and its order.
+pub(crate) fn block(pa: Pa) -> Option<(Pa, u8)> {
+    with(|frames| frames.block_of(pa).map(|(head, order, _)| (head, order)))
 }
 
 /// Whether `pa` is memory that this table keeps, bad frames included.

@@ -40,6 +40,7 @@ mod map;
 mod range;
 mod resize;
 mod seam;
+pub mod seen;
 mod table;
 mod work;
 

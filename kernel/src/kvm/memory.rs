@@ -362,11 +362,11 @@ impl Memory {
 
     /// The VMM's pages of `span` change: unmaps what the guest sees of them.
     pub(super) fn invalidate(&mut self, span: Span) {
-        let mut from = 0;
-        while let Some((next, base, bytes)) = self.slots.next_seen_of(span, from) {
+        let mut from = None;
+        while let Some((place, base, bytes)) = self.slots.next_seen_of(span, from) {
             self.evict(base, bytes);
             events::unmapped(self.vttbr, base, bytes, UnmapReason::Host);
-            from = next;
+            from = Some(place);
         }
     }
 
@@ -374,9 +374,9 @@ impl Memory {
     /// memory to cut its block.
     pub(super) fn take_page(&mut self, span: Span) {
         let vttbr = (self.vttbr, self.below);
-        let mut from = 0;
-        while let Some((next, base, bytes)) = self.slots.next_seen_of(span, from) {
-            from = next;
+        let mut from = None;
+        while let Some((place, base, bytes)) = self.slots.next_seen_of(span, from) {
+            from = Some(place);
             self.shadows.forget(base, bytes);
             let table = self.table();
             match table.unmap(base, bytes, &TablePages) {

@@ -12,6 +12,7 @@ use umbra_arm64::{Hva, Ipa};
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_linux::vma::Span;
 use umbra_stage2::dirty::{self, DirtyLog, PAGES_PER_WORD};
+use umbra_stage2::seen::{Place, Seen};
 
 /// Bytes of a page of the log.
 pub(super) const PAGE: u64 = 4096;
@@ -95,11 +96,14 @@ pub(super) enum Change {
     Protect(Ipa, u64),
 }
 
-/// Slots by number and by address, and their logs.
+/// Slots by number, by address in the VM and by address in the VMM, and their logs.
 pub(super) struct Slots {
     by_id: BTreeMap<u32, Slot>,
     by_base: BTreeMap<u64, u32>,
+    by_hva: Seen,
     logs: BTreeMap<u32, DirtyLog>,
+    /// Bytes of all.
+    bytes: u64,
 }
 
 impl Slots {
@@ -107,7 +111,9 @@ impl Slots {
         Self {
             by_id: BTreeMap::new(),
             by_base: BTreeMap::new(),
+            by_hva: Seen::new(),
             logs: BTreeMap::new(),
+            bytes: 0,
         }
     }
 
@@ -154,7 +160,9 @@ impl Slots {
             let old = old.ok_or(SlotError::Missing)?;
             self.by_id.remove(&id);
             self.by_base.remove(&old.base.raw());
+            self.by_hva.remove(id, old.hva.raw(), old.bytes);
             self.logs.remove(&id);
+            self.bytes = self.bytes.saturating_sub(old.bytes);
             return Ok(Change::Evict(old.base, old.bytes));
         };
         if slot.logging && log.is_none() {
@@ -183,8 +191,11 @@ impl Slots {
             }
             Some(_) => Change::Nothing,
         };
-        if let Some(old) = old {
-            self.by_base.remove(&old.base.raw());
+        match old {
+            Some(old) => {
+                self.by_base.remove(&old.base.raw());
+            }
+            None => self.bytes = self.bytes.saturating_add(slot.bytes),
         }
         match log.filter(|_| slot.logging) {
             // A log that is there goes on.
@@ -196,14 +207,14 @@ impl Slots {
             }
         }
         self.by_base.insert(slot.base.raw(), id);
+        self.by_hva.insert(id, slot.hva.raw(), slot.bytes);
         self.by_id.insert(id, slot);
         Ok(change)
     }
 
     /// Bytes of all slots.
     pub(super) fn bytes(&self) -> u64 {
-        let bytes = self.by_id.values().map(|slot| slot.bytes);
-        bytes.fold(0, u64::saturating_add)
+        self.bytes
     }
 
     /// Slot `id` and its log.
@@ -221,18 +232,20 @@ impl Slots {
         }
     }
 
-    /// What the VM sees of the VMM's pages of `span`, in the first slot from number `from` on that
-    /// shows any; with the number to go on from. One at a time: there may be more than a list holds.
-    pub(super) fn next_seen_of(&self, span: Span, from: u32) -> Option<(u32, Ipa, u64)> {
+    /// What the VM sees of the VMM's pages of `span`, in the first slot behind `after` that shows any;
+    /// with the place to go on from. One at a time: there may be more than a list holds.
+    pub(super) fn next_seen_of(
+        &self,
+        span: Span,
+        after: Option<Place>,
+    ) -> Option<(Place, Ipa, u64)> {
         let (start, end) = (span.start().raw(), span.end().raw());
-        self.by_id.range(from..).find_map(|(id, slot)| {
-            let first = slot.hva.raw().max(start);
-            let last = (slot.hva.raw() + slot.bytes).min(end);
-            (first < last).then(|| {
-                let base = slot.base.raw() + (first - slot.hva.raw());
-                (id + 1, Ipa::new(base), last - first)
-            })
-        })
+        let (place, id) = self.by_hva.next(start, end, after)?;
+        let slot = self.by_id.get(&id)?;
+        let first = slot.hva.raw().max(start);
+        let last = slot.hva.raw().saturating_add(slot.bytes).min(end);
+        let base = slot.base.raw() + (first - slot.hva.raw());
+        Some((place, Ipa::new(base), last - first))
     }
 }
 

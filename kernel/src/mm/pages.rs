@@ -148,6 +148,49 @@ fn map(table: &mut User, at: Hva, pa: Pa, bytes: u64, attrs: Attrs) -> Result<()
     Ok(())
 }
 
+/// How many pieces are looked at together: their list is small beside the kernel's heap, whatever a
+/// process maps.
+const PORTION: u64 = 2048;
+
+/// How many [`pieces`] a span has.
+fn count_pieces(table: &User, span: Span) -> u64 {
+    let mut count = 0;
+    table.visit(span.start(), span.bytes(), &TablePages, |leaf| {
+        let from = leaf.addr.raw().max(span.start().raw());
+        let to = (leaf.addr.raw() + leaf.size).min(span.end().raw());
+        count += if to.saturating_sub(from) == leaf.size {
+            1
+        } else {
+            to.saturating_sub(from) / FRAME
+        };
+    });
+    count
+}
+
+/// Calls `f` for parts of a span, from the lowest on, that have no more than [`PORTION`] pieces each.
+fn in_portions(table: &mut User, span: Span, f: &mut impl FnMut(&mut User, Span)) {
+    if span.bytes() <= FRAME || count_pieces(table, span) <= PORTION {
+        return f(table, span);
+    }
+    // Cut where no block is cut, as far as that can be.
+    let half = span.start().raw() + span.bytes() / 2;
+    let cut = [1 << 30, BLOCK, FRAME]
+        .map(|size| Hva::new(half).align_down(size))
+        .into_iter()
+        .find(|&cut| cut > span.start());
+    let parts = cut.and_then(|cut| {
+        let low = Span::new(span.start(), cut.offset_from(span.start())?)?;
+        Some((low, Span::new(cut, span.end().offset_from(cut)?)?))
+    });
+    match parts {
+        Some((low, high)) => {
+            in_portions(table, low, f);
+            in_portions(table, high, f);
+        }
+        None => f(table, span),
+    }
+}
+
 /// The pages of a span as (address, frame, bytes), blocks that reach beyond it cut into pages.
 fn pieces(table: &User, span: Span) -> Vec<(Hva, Pa, u64)> {
     let mut pieces = Vec::new();
@@ -157,27 +200,28 @@ fn pieces(table: &User, span: Span) -> Vec<(Hva, Pa, u64)> {
             pieces.push((leaf.addr, leaf.pa, leaf.size));
             return;
         }
-        if mem::block_order(leaf.pa) == Some(CHUNK_ORDER) {
-            mem::split(leaf.pa);
-        }
-        let mut at = leaf.addr.raw();
-        while at < end {
-            if span.contains(Hva::new(at)) {
-                let pa = Pa::new(leaf.pa.raw() + (at - leaf.addr.raw()));
-                pieces.push((Hva::new(at), pa, FRAME));
-            }
+        split(leaf.pa);
+        let mut at = leaf.addr.raw().max(span.start().raw());
+        while at < end.min(span.end().raw()) {
+            let pa = Pa::new(leaf.pa.raw() + (at - leaf.addr.raw()));
+            pieces.push((Hva::new(at), pa, FRAME));
             at += FRAME;
         }
     });
     pieces
 }
 
+/// Makes the frames of the block round `pa` frames of their own.
+fn split(pa: Pa) {
+    if let Some((head, 1..)) = mem::block(pa) {
+        mem::split(head);
+    }
+}
+
 /// Unmaps the one page of a span, whose frame is bad, and keeps the frame. False where its block could
 /// not be cut for lack of memory.
 pub(super) fn take(table: &mut User, span: Span, frame: Pa) -> bool {
-    if mem::block_order(frame) == Some(CHUNK_ORDER) {
-        mem::split(frame.align_down(umbra_hw::mem::CHUNK));
-    }
+    split(frame);
     unmap(table, span)
 }
 
@@ -195,12 +239,14 @@ pub(super) fn misdirect(table: &mut User, page: Span, to: Pa) -> Result<(), MapE
 
 /// Unmaps a span and gives its frames back.
 pub(super) fn remove(table: &mut User, span: Span) {
-    let pieces = pieces(table, span);
-    if unmap(table, span) {
-        for (_, pa, bytes) in pieces {
-            release(pa, bytes);
+    in_portions(table, span, &mut |table, span| {
+        let pieces = pieces(table, span);
+        if unmap(table, span) {
+            for (_, pa, bytes) in pieces {
+                release(pa, bytes);
+            }
         }
-    }
+    });
 }
 
 /// Returns false where a block could not be split for lack of memory: the mapping stays, unreachable
@@ -223,17 +269,19 @@ pub(super) fn release(pa: Pa, bytes: u64) {
     if mem::owner(pa) != Some(Owner::Anonymous) {
         return;
     }
-    if bytes == FRAME && mem::block_order(pa) == Some(CHUNK_ORDER) {
-        // One entry of a block that the table has in pieces (mprotect of a part) and the frames not.
-        mem::split(pa.align_down(umbra_hw::mem::CHUNK));
-    }
-    if bytes > FRAME && mem::block_order(pa) == Some(0) {
-        // A block whose frames were split by an earlier partial unmapping.
-        for page in 0..bytes / FRAME {
-            mem::release(Pa::new(pa.raw() + page * FRAME));
+    match mem::block(pa) {
+        Some((head, order)) if head == pa && FRAME << order == bytes => {
+            mem::release(pa);
         }
-    } else {
-        mem::release(pa);
+        // Pieces of a block that the table has in pieces (mprotect of a part), or that an earlier
+        // unmapping of a part split.
+        Some(_) => {
+            split(pa);
+            for page in 0..bytes / FRAME {
+                mem::release(Pa::new(pa.raw() + page * FRAME));
+            }
+        }
+        None => {}
     }
 }
 
@@ -260,7 +308,16 @@ pub(super) fn protect(table: &mut User, span: Span, prot: Prot) {
 }
 
 /// Moves what is present in a span to `to`, with the rights it has.
-pub(super) fn relocate(table: &mut User, from: Span, to: Hva) {
+pub(super) fn relocate(table: &mut User, from: Span, target: Hva) {
+    in_portions(table, from, &mut |table, part| {
+        let to = part.start().offset_from(from.start());
+        if let Some(to) = to.and_then(|offset| target.checked_add(offset)) {
+            relocate_portion(table, part, to);
+        }
+    });
+}
+
+fn relocate_portion(table: &mut User, from: Span, to: Hva) {
     let pieces: Vec<_> = pieces(table, from)
         .into_iter()
         .map(|(at, pa, bytes)| {
@@ -283,8 +340,8 @@ pub(super) fn relocate(table: &mut User, from: Span, to: Hva) {
             continue;
         };
         let whole = bytes == FRAME || target.is_aligned(bytes);
-        if !whole && mem::block_order(pa) == Some(CHUNK_ORDER) {
-            mem::split(pa);
+        if !whole {
+            split(pa);
         }
         let step = if whole { bytes } else { FRAME };
         for part in 0..bytes / step {
@@ -302,13 +359,9 @@ pub(super) fn relocate(table: &mut User, from: Span, to: Hva) {
 }
 
 /// Takes a whole table down.
-pub(super) fn destroy(table: User) {
-    let mut pieces = Vec::new();
-    table.visit(Hva::new(0), 1 << 48, &TablePages, |leaf| {
-        pieces.push((leaf.pa, leaf.size))
-    });
-    table.destroy(&TablePages).finish(&TablePages, invalidate);
-    for (pa, bytes) in pieces {
-        release(pa, bytes);
+pub(super) fn destroy(mut table: User) {
+    if let Some(everything) = Span::new(Hva::new(0), 1 << 48) {
+        remove(&mut table, everything);
     }
+    table.destroy(&TablePages).finish(&TablePages, invalidate);
 }

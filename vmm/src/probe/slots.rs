@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region2};
-use umbra_vmm::kvm::{Region, ioctl};
+use kvm_bindings::{KVM_CAP_NR_MEMSLOTS, KVM_MEM_READONLY, kvm_userspace_memory_region2};
+use umbra_vmm::kvm::{Region, ioctl, ioctl_value};
 
 use super::asm::{Access, Asm, MAIR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1};
 use super::guest::{Exit, Machine, RAM, Vcpu, create_vm, set_slot};
@@ -415,6 +415,44 @@ pub(super) fn many(_: &Env) -> Outcome {
                 &format!("slot {n} between deleted ones"),
             )?;
         }
+    }
+    Ok(())
+}
+
+/// As many as there may be, a page each: pages that the VMM takes back are found among them.
+pub(super) fn most(_: &Env) -> Outcome {
+    let kvm = super::guest::open()?;
+    let limit = u64::from(granted(
+        ioctl_value(&kvm, abi::CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS.into()),
+        "KVM_CAP_NR_MEMSLOTS",
+    )?);
+    // The machine's own slot is one of them; Linux keeps some to itself.
+    let count = limit.min(32_767) - 16;
+    // The machine goes first: nobody is to be told of all these pages then.
+    let memory = region(count as usize * 0x1000)?;
+    let machine = Machine::new()?;
+    let page = |n: u64| memory.address(n as usize * 0x1000);
+    for n in 0..count {
+        // Neighbours in the VM are far apart in the VMM.
+        let set = set_slot(
+            &machine.vm,
+            8 + n as u32,
+            0,
+            AT + n * 0x1000,
+            0x1000,
+            page(n * 7 % count),
+        );
+        granted(set, &format!("slot {n}"))?;
+    }
+    let vcpu = machine.vcpu_with(0, &reader())?;
+    for n in (0..count).step_by(count as usize / 50) {
+        let at = n * 7 % count;
+        memory.set_u64(at as usize * 0x1000, 1000 + n);
+        vcpu.set(abi::x(1), AT + n * 0x1000)?;
+        same(vcpu.report()?, 1000 + n, &format!("slot {n}"))?;
+        granted(memory.discard(at as usize * 0x1000, 0x1000), "madvise")?;
+        vcpu.set(abi::x(1), AT + n * 0x1000)?;
+        same(vcpu.report()?, 0, &format!("slot {n} after its page went"))?;
     }
     Ok(())
 }

@@ -24,6 +24,7 @@ pub mod guest;
 pub mod heap;
 pub mod idregs;
 pub mod mem;
+pub mod pauth;
 pub mod psci;
 pub mod rtc;
 pub mod sabotage;

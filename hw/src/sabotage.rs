@@ -91,6 +91,8 @@ safeguards! {
     NestedStatus = "nested-status",
     /// Telling the address that faulted in HPFAR_EL2.
     NestedHpfar = "nested-hpfar",
+    /// Authenticating the address that ERETAA and ERETAB of virtual EL2 return to.
+    NestedAuthentication = "nested-authentication",
     /// Aligning the address that a block is mapped at.
     MappingAlign = "mapping-align",
     /// Blocks only within a slot, and only where its addresses are congruent.

@@ -26,6 +26,7 @@ mod descend;
 mod features;
 mod layout;
 mod memory;
+pub mod pauth;
 pub mod route;
 #[cfg(feature = "shadow")]
 pub mod shadow;

@@ -267,6 +267,8 @@ choices! {
         SError "serror",
         /// A hypervisor call of virtual EL2 to itself.
         HypervisorCall "hvc",
+        /// An authentication failed (FEAT_FPAC).
+        AuthenticationFailure "pac-failure",
     }
     /// What a guest hypervisor takes from below (`enum exception_type` of Linux).
     NestedException {

@@ -55,7 +55,7 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
             inject::hypervisor_call(vcpu, state, immediate);
             Next::Guest
         }
-        Syndrome::Eret(_) if state.world == World::VirtualEl2 => nested::eret(vcpu, state),
+        Syndrome::Eret(iss) if state.world == World::VirtualEl2 => nested::eret(vcpu, state, iss),
         Syndrome::Hvc(_) => firmware::call(vcpu, state, false),
         // An SMC traps before it takes effect: PC is still on it (Arm ARM D1.3.5).
         Syndrome::Smc(immediate) => {

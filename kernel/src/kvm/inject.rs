@@ -15,6 +15,7 @@ use super::vcpu::{Hw, State, Vcpu};
 
 const EC_UNKNOWN: u64 = 0x00;
 const EC_HVC: u64 = 0x16;
+const EC_FPAC: u64 = 0x1c;
 const EC_INSTRUCTION_ABORT_LOWER: u64 = 0x20;
 const EC_INSTRUCTION_ABORT: u64 = 0x21;
 const EC_DATA_ABORT_LOWER: u64 = 0x24;
@@ -173,6 +174,13 @@ pub(super) fn undefined(vcpu: &Arc<Vcpu>, state: &mut State) {
 pub(super) fn hypervisor_call(vcpu: &Arc<Vcpu>, state: &mut State, immediate: u16) {
     let esr = EC_HVC << 26 | IL | u64::from(immediate);
     events::inject(vcpu, state, Injected::HypervisorCall, esr, None);
+    take(&mut vcpu.hw.lock(), state, Kind::Sync, esr, None);
+}
+
+/// An address was not what its signature says (FEAT_FPAC), to the level that authenticated it.
+pub(super) fn authentication_failure(vcpu: &Arc<Vcpu>, state: &mut State, iss: u32) {
+    let esr = EC_FPAC << 26 | IL | u64::from(iss);
+    events::inject(vcpu, state, Injected::AuthenticationFailure, esr, None);
     take(&mut vcpu.hw.lock(), state, Kind::Sync, esr, None);
 }
 

@@ -46,11 +46,9 @@ pub(super) mod request {
     pub(in crate::kvm) const POWER: u32 = 1 << 1;
 }
 
-/// Whether the machine has pointer authentication.
+/// Whether the machine has pointer authentication, of addresses and generic by the same algorithm.
 pub(super) fn has_pauth() -> bool {
-    let isar1 = umbra_hw::idregs::read(6, 1);
-    let isar2 = umbra_hw::idregs::read(6, 2);
-    isar1 >> 4 & 0xff != 0 || isar2 >> 12 & 0xf != 0
+    umbra_hw::pauth::is_there()
 }
 
 /// Whether the machine has FEAT_NV2.

@@ -21,8 +21,8 @@ use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
 const HCR_EL2: Sys = (3, 4, 1, 1, 0);
 const VTTBR_EL2: Sys = (3, 4, 2, 1, 0);
 pub(super) const VTCR_EL2: Sys = (3, 4, 2, 1, 2);
-const SPSR_EL2: Sys = (3, 4, 4, 0, 0);
-const ELR_EL2: Sys = (3, 4, 4, 0, 1);
+pub(super) const SPSR_EL2: Sys = (3, 4, 4, 0, 0);
+pub(super) const ELR_EL2: Sys = (3, 4, 4, 0, 1);
 const HPFAR_EL2: Sys = (3, 4, 6, 0, 4);
 const VBAR_EL2: Sys = (3, 4, 12, 0, 0);
 
@@ -47,7 +47,7 @@ pub(super) fn has_el2() -> Check<bool> {
 }
 
 /// Begins at virtual EL2, with the vectors in place for both levels.
-fn start(vcpu: &Vcpu, entry: u64) -> Outcome {
+pub(super) fn start(vcpu: &Vcpu, entry: u64) -> Outcome {
     for register in [VBAR_EL1, VBAR_EL2] {
         vcpu.set(abi::sys(register), VECTORS)?;
     }

@@ -9,6 +9,7 @@ pub(crate) mod asm;
 mod below;
 mod campaign;
 mod dirty;
+mod el2;
 mod events;
 mod firmware;
 mod follow;
@@ -95,6 +96,7 @@ rows! {
     below: cells not_routed table shadow_table read_only_slot vncr;
     shadows: writes_show_once by_hand initially_set walks_show flags_show no_write_is_lost slots_change
         delete_under_use tables_go;
+    el2: authenticated_returns;
     campaign: memory_error;
     noise: ioctls vcpu_state instructions;
 }

@@ -541,6 +541,7 @@ const PROBES: &[&str] = &[
     "poison/",
     "below/",
     "shadows/",
+    "el2/",
     "campaign/",
     "noise/",
 ];

@@ -21,7 +21,9 @@ use alloc::sync::Arc;
 use umbra_abort::World;
 use umbra_arm64::sysreg::Reg;
 use umbra_hw::guest::HwPstate;
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_linux::Errno;
+use umbra_nested::pauth::{Key, Rules};
 
 pub(super) use exception::{
     Exception, take, takes_external_aborts, takes_serrors, virtual_serror, virtual_serror_taken,
@@ -34,6 +36,7 @@ pub(super) use route::{is_theirs, routes_interrupts, traps};
 pub(super) use shadow::{Fill, Shadows};
 pub(super) use sysreg::access as sysreg;
 
+use super::inject;
 use super::run::Next;
 use super::vcpu::{State, Vcpu};
 
@@ -68,8 +71,8 @@ pub(super) fn hardware_pstate(raw: u64) -> Option<HwPstate> {
     }
 }
 
-/// ERET at virtual EL2 (Arm ARM, AArch64.ExceptionReturn).
-pub(super) fn eret(vcpu: &Arc<Vcpu>, state: &mut State) -> Next {
+/// ERET, ERETAA or ERETAB at virtual EL2, by the ISS of its trap (Arm ARM, AArch64.ExceptionReturn).
+pub(super) fn eret(vcpu: &Arc<Vcpu>, state: &mut State, iss: u32) -> Next {
     let (spsr, elr, hcr) = {
         let hw = vcpu.hw.lock();
         (
@@ -77,6 +80,13 @@ pub(super) fn eret(vcpu: &Arc<Vcpu>, state: &mut State) -> Next {
             hw.regs.get(Reg::ElrEl2),
             hw.regs.get(Reg::HcrEl2),
         )
+    };
+    let elr = match Key::of_eret(iss) {
+        None => elr,
+        Some(key) => match authenticate(vcpu, state, key, elr) {
+            Ok(elr) => elr,
+            Err(taken) => return taken,
+        },
     };
     let host_el0 = spsr & MODE == EL0T && hcr & TGE != 0;
     let to = match spsr & MODE {
@@ -101,6 +111,33 @@ pub(super) fn eret(vcpu: &Arc<Vcpu>, state: &mut State) -> Next {
         None => return illegal(state, spsr, elr),
     }
     Next::Guest
+}
+
+/// Where `signed` leads under the guest's own keys; `Err` where an exception was taken instead.
+fn authenticate(vcpu: &Arc<Vcpu>, state: &mut State, key: Key, signed: u64) -> Result<u64, Next> {
+    let Some(rules) = Rules::of(&state.id_regs) else {
+        inject::undefined(vcpu, state);
+        return Err(Next::Guest);
+    };
+    let (sctlr, tcr, sp) = {
+        let hw = vcpu.hw.lock();
+        let sp = match state.frame.pstate().raw() & MODE {
+            EL1H => Reg::SpEl2,
+            _ => Reg::SpEl0,
+        };
+        let get = |reg| hw.regs.get(reg);
+        (get(Reg::SctlrEl2), get(Reg::TcrEl2), get(sp))
+    };
+    if !key.is_enabled(sctlr) || left_out(Safeguard::NestedAuthentication) {
+        return Ok(signed);
+    }
+    let code = |address| umbra_hw::pauth::code(address, sp, key == Key::B);
+    rules
+        .authenticate(key, signed, tcr, code)
+        .map_err(|failed| {
+            inject::authentication_failure(vcpu, state, failed.iss);
+            Next::Guest
+        })
 }
 
 /// An illegal exception return: the mode stays, flags, PAN and masks come from SPSR, and the next

@@ -4,18 +4,19 @@
 //! so an impatient writer waits in its pipe and nothing gathers here.
 
 use std::fs::File;
-use std::io::{ErrorKind, IsTerminal, Read, StdinLock};
+use std::io::{ErrorKind, IsTerminal, Read};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::terminal::Terminal;
 
 use crate::bus::{Shared, lock};
 use crate::console::{Idle, Input, signal};
 use crate::error::{Context, Result};
 use crate::escape::Escape;
+use crate::logger;
 
 /// How long output without a newline may wait, in milliseconds.
 const IDLE_MS: i32 = 5;
@@ -63,12 +64,28 @@ pub enum Ended {
     Left,
 }
 
-/// Restores the terminal when it goes.
-struct RawTerminal(StdinLock<'static>);
+/// The terminal of stdin, raw in both directions: what the guest's terminal made of lines must not be
+/// made of them again. Restores it when it goes.
+struct RawTerminal {
+    terminal: std::io::Stdin,
+    before: Termios,
+}
+
+impl RawTerminal {
+    fn new(terminal: std::io::Stdin) -> std::io::Result<Self> {
+        let before = tcgetattr(&terminal)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(&terminal, OptionalActions::Now, &raw)?;
+        logger::raw(true);
+        Ok(RawTerminal { terminal, before })
+    }
+}
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        if let Err(e) = self.0.set_canon_mode() {
+        logger::raw(false);
+        if let Err(e) = tcsetattr(&self.terminal, OptionalActions::Now, &self.before) {
             log::warn!("terminal: {e}");
         }
     }
@@ -99,8 +116,22 @@ impl Poller {
     }
 }
 
+/// Whether a machine's console has this process's standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdin {
+    /// It has.
+    Open,
+    /// It is another's.
+    Closed,
+}
+
 /// Serves events until `stop` is signalled or the user leaves.
-pub fn run(stop: &EventFd, console: Option<&ConsoleEnd>, notifies: &[Notify]) -> Result<Ended> {
+pub fn run(
+    stop: &EventFd,
+    console: Option<&ConsoleEnd>,
+    stdin: Stdin,
+    notifies: &[Notify],
+) -> Result<Ended> {
     let poller = Poller(Epoll::new().context("epoll")?);
     poller.watch(stop.as_raw_fd(), STOP).context("epoll")?;
     for (token, notify) in (NOTIFY..).zip(notifies) {
@@ -108,7 +139,7 @@ pub fn run(stop: &EventFd, console: Option<&ConsoleEnd>, notifies: &[Notify]) ->
         poller.watch(fd, token).context("epoll")?;
     }
     let mut typed = console
-        .map(|console| Typed::open(&poller, console))
+        .map(|console| Typed::open(&poller, console, stdin))
         .transpose()?;
 
     let mut events = vec![EpollEvent::default(); 16];
@@ -191,9 +222,18 @@ struct Typed<'a> {
 }
 
 impl<'a> Typed<'a> {
-    fn open(poller: &Poller, console: &'a ConsoleEnd) -> Result<Self> {
+    fn open(poller: &Poller, console: &'a ConsoleEnd, stdin: Stdin) -> Result<Self> {
         for (event, token) in [(&console.ready, READY), (&console.idle_event, IDLE)] {
             poller.watch(event.as_raw_fd(), token).context("epoll")?;
+        }
+        if stdin == Stdin::Closed {
+            return Ok(Typed {
+                console,
+                stdin: None,
+                source: Source::Ended,
+                escape: None,
+                _raw: None,
+            });
         }
         let terminal = std::io::stdin();
         let stdin = terminal.as_fd().try_clone_to_owned().map(File::from);
@@ -210,9 +250,7 @@ impl<'a> Typed<'a> {
         };
         let (mut escape, mut raw) = (None, None);
         if terminal.is_terminal() {
-            let terminal = terminal.lock();
-            terminal.set_raw_mode().context("terminal")?;
-            raw = Some(RawTerminal(terminal));
+            raw = Some(RawTerminal::new(terminal).context("terminal")?);
             escape = Some(Escape::default());
         }
         Ok(Typed {

@@ -1,7 +1,8 @@
 //! One event a line, as JSON, on stderr: for programs that watch a VMM.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+
+use crate::logger;
 
 /// A line in the making: an object of names and values.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +63,7 @@ impl Line {
 
     /// Writes it, in one write, so that it stays whole among others.
     pub fn say(self) {
-        let line = format!("{}}}\n", self.0);
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        logger::line(&format!("{}}}", self.0));
     }
 }
 

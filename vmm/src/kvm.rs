@@ -2,7 +2,7 @@
 //!
 //! What always holds: guest RAM is mapped before the memory slot names it and stays mapped
 //! until the process ends, and so does each vCPU's `kvm_run` page. Both are leaked on purpose:
-//! one process runs one VM, and a vCPU may run until the very end.
+//! a process runs the machines that it was started for, and a vCPU may run until the very end.
 
 mod memory_error;
 
@@ -30,6 +30,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::error::{Context, Error, Result};
 use crate::layout::{self, Memory};
+use crate::options::HugePages;
 
 pub use memory_error::{
     BusError, Sea, catch_bus_errors, expecting, poke, replace_pages, replacing, retire_pages,
@@ -57,32 +58,58 @@ const fn core_reg(offset: u64) -> u64 {
 }
 
 /// Maps `size` bytes of RAM at [`layout::RAM`], private and without a reservation: a page
-/// costs memory once somebody touches it.
-pub fn map_memory(size: u64, hugepages: bool) -> Result<Memory> {
+/// costs memory once somebody touches it. Huge pages of the host's pool are reserved instead: what
+/// it cannot give fails here and not under the guest.
+pub fn map_memory(size: u64, hugepages: HugePages) -> Result<Memory> {
     let size = usize::try_from(size).context("RAM")?;
-    let span = size
-        .checked_add(HUGE_PAGE)
-        .ok_or_else(|| Error::Failed("RAM is too large".into()))?;
+    let align = match hugepages {
+        HugePages::Pool(shift) => 1 << shift,
+        HugePages::On | HugePages::Off => HUGE_PAGE,
+    };
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // The pool's mappings lie at multiples of their pages anyway.
+    let (kind, more) = match hugepages {
+        HugePages::Pool(shift) => (
+            libc::MAP_HUGETLB | i32::from(shift) << libc::MAP_HUGE_SHIFT,
+            0,
+        ),
+        HugePages::On | HugePages::Off => (libc::MAP_NORESERVE, align),
+    };
+    flags |= kind;
+    let span = size
+        .checked_add(more)
+        .ok_or_else(|| Error::Failed("RAM is too large".into()))?;
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing
     // that exists.
     let start = unsafe { libc::mmap(ptr::null_mut(), span, protection, flags, -1, 0) };
     if start == libc::MAP_FAILED {
-        return Err(std::io::Error::last_os_error()).context(format!("{size} bytes of RAM"));
+        let what = match hugepages {
+            HugePages::Pool(shift) => format!("{} huge pages for RAM", size >> shift),
+            HugePages::On | HugePages::Off => format!("{size} bytes of RAM"),
+        };
+        return Err(std::io::Error::last_os_error()).context(what);
     }
-    let skip = start.cast::<u8>().align_offset(HUGE_PAGE);
+    let skip = start.cast::<u8>().align_offset(align);
+    if skip > more {
+        return Err(Error::Failed(
+            "the host's huge pages are not aligned".into(),
+        ));
+    }
     let base = start.cast::<u8>().wrapping_add(skip);
 
     let advice = match hugepages {
-        true => libc::MADV_HUGEPAGE,
-        false => libc::MADV_NOHUGEPAGE,
+        HugePages::On => Some(libc::MADV_HUGEPAGE),
+        HugePages::Off => Some(libc::MADV_NOHUGEPAGE),
+        HugePages::Pool(_) => None,
     };
-    // SAFETY: the range is part of the mapping made above (skip < HUGE_PAGE), and this advice
-    // changes no content.
-    if unsafe { libc::madvise(base.cast(), size, advice) } != 0 {
-        let e = std::io::Error::last_os_error();
-        log::info!("the host takes no advice on huge pages: {e}");
+    if let Some(advice) = advice {
+        // SAFETY: the range is part of the mapping made above (skip <= more), and this advice
+        // changes no content.
+        if unsafe { libc::madvise(base.cast(), size, advice) } != 0 {
+            let e = std::io::Error::last_os_error();
+            log::info!("the host takes no advice on huge pages: {e}");
+        }
     }
 
     // SAFETY: base..base + size is mapped with these rights and is never unmapped.

@@ -9,6 +9,9 @@
 //! main            epoll: stdin ──► console · idle output · virtio queues · stop
 //! ```
 //!
+//! One process runs one machine, or those of a file of settings, each with such threads of its own;
+//! what they have in common is a switch ([`switch`]).
+//!
 //! vCPU threads and the main thread meet in a device's lock, held for one register access or
 //! one queue run, and never two at a time. `unsafe` is in `kvm.rs` and its folder alone. What knows KVM is
 //! compiled for aarch64 only; the rest runs, and is tested, anywhere.
@@ -27,8 +30,10 @@ pub mod layout;
 pub mod logger;
 pub mod options;
 pub mod serial;
+pub mod settings;
 pub mod stats;
 pub mod stop;
+pub mod switch;
 pub mod virtio;
 
 #[cfg(target_arch = "aarch64")]

@@ -1,6 +1,7 @@
 //! Log lines on stderr, and nothing else: no time, no colour, no configuration.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
@@ -22,8 +23,25 @@ impl Log for Stderr {
 /// Tells the user one line, in one write so that it stays whole among others. Nobody is left
 /// to tell when stderr is closed.
 pub fn say(text: &str) {
-    let line = format!("umbra-vmm: {text}\n");
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    line(&format!("umbra-vmm: {text}"));
+}
+
+/// Whether the terminal leaves lines as they are: then their ends are complete here.
+static RAW: AtomicBool = AtomicBool::new(false);
+
+/// The terminal is raw from now on, or no longer.
+pub fn raw(raw: bool) {
+    RAW.store(raw, Ordering::Relaxed);
+}
+
+/// Writes a line to stderr.
+pub fn line(text: &str) {
+    let mut stderr = std::io::stderr();
+    let end = match RAW.load(Ordering::Relaxed) && stderr.is_terminal() {
+        true => "\r\n",
+        false => "\n",
+    };
+    let _ = stderr.write_all(format!("{text}{end}").as_bytes());
 }
 
 /// Shows messages down to `level`. Later calls only change the level.

@@ -1,8 +1,10 @@
-//! One virtual machine, from its options to its end.
+//! Virtual machines, from their options to their ends.
 //!
 //! Everything that can be refused is refused before the VM exists: files are opened, headers
 //! read and places found first. Then memory, devices, vCPUs, and the event loop until it stops.
+//! Several machines of one process share nothing but its switches; the first has the terminal.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -14,22 +16,29 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::{Bus, Shared, lock};
 use crate::console::{Idle, Input, Output};
 use crate::error::{Context, Error, Result};
-use crate::event_loop::{self, ConsoleEnd, Ended, Notify};
+use crate::event_loop::{self, ConsoleEnd, Ended, Notify, Stdin};
 use crate::fdt;
 use crate::image::{HEADER_SIZE, Header};
 use crate::injection::Injection;
 use crate::kvm::{self, Vcpu, Vm};
 use crate::layout::{self, Memory, Placement};
 use crate::memory_error::Policy;
-use crate::options::{Console, Options};
+use crate::options::{self, Console, Options};
 use crate::serial::SerialPort;
+use crate::settings::Named;
 use crate::stats;
 use crate::stop::Stop;
+use crate::switch::Switch;
 use crate::vcpu::{self, StopSwitch};
 use crate::virtio::Device;
 use crate::virtio::block::Block;
 use crate::virtio::console::Console as VirtioConsole;
 use crate::virtio::mmio::{NOTIFY, Transport};
+use crate::virtio::net::{Net, RECEIVE};
+use crate::virtio::rng::Rng;
+
+/// Where the host's random numbers come from.
+const RANDOM: &str = "/dev/urandom";
 
 /// A boot file and its size in bytes.
 struct BootFile {
@@ -72,84 +81,174 @@ impl BootFile {
     }
 }
 
-/// Runs the machine to its end.
-pub fn run(options: &Options) -> Result<Stop> {
-    let mut kernel = BootFile::open("kernel", &options.kernel)?;
-    let header = Header::parse(&kernel.peek(HEADER_SIZE)?, kernel.size)
-        .map_err(|e| Error::Failed(format!("{}: {e}", options.kernel.display())))?;
-    let initrd = options.initrd.as_deref();
-    let mut initrd = initrd
-        .map(|path| BootFile::open("initrd", path))
-        .transpose()?;
-    let initrd_size = initrd.as_ref().map(|file| file.size);
-    let placement = Placement::new(&header, initrd_size, options.memory)?;
-
-    let disks: Vec<Block> = options
-        .disks
-        .iter()
-        .map(Block::open)
-        .collect::<Result<_>>()?;
-
-    let mut seed = [0; 64];
-    kvm::random(&mut seed)?;
-    let dtb = fdt::build(&fdt::Machine {
-        cpus: options.cpus,
-        memory: options.memory,
-        cmdline: &options.cmdline,
-        placement,
-        serial: options.console == Console::Serial,
-        virtio: disks.len() + usize::from(options.console == Console::Virtio),
-        nested: options.nested,
-        seed,
-    })?;
-    if let Some(path) = &options.dump_dtb {
-        std::fs::write(path, &dtb).context(path.display())?;
-    }
-
-    let memory = kvm::map_memory(options.memory, options.hugepages)?;
-    kernel.load(&memory, placement.kernel)?;
-    if let (Some(file), Some((base, _))) = (&mut initrd, placement.initrd) {
-        file.load(&memory, base)?;
-    }
-    memory
-        .write_slice(&dtb, GuestAddress(placement.dtb))
-        .context("device tree")?;
-    log::info!("{placement:x?}, device tree of {} bytes", dtb.len());
-
-    let vm = Vm::new(&memory, options.nested)?;
-    if !vm.hear_of_memory_errors()? {
-        log::info!("this host does not tell of memory errors (KVM_CAP_ARM_SEA_TO_USER)");
-    }
+/// Runs machines side by side, each to its own end; answers how each ended, in order.
+///
+/// Nothing runs before all of them are ready: what can be refused is refused first.
+pub fn run_all(machines: &[Named]) -> Result<Vec<Stop>> {
     kvm::catch_bus_errors()?;
-    let policy = Policy {
-        action: options.on_memory_error,
-        memory: memory.clone(),
-    };
-    let vcpus = vm.create_vcpus(options.cpus, placement.kernel, placement.dtb)?;
-    let devices = Devices::new(options, disks, &vm, &memory)?;
-    let statistics = options.stats.then(|| Statistics::open(&vm, &vcpus));
-
     kvm::catch_kicks()?;
-    let stop_event = event()?;
-    let switch = StopSwitch::new(stop_event.clone());
-    let bus = Arc::new(devices.bus);
-    let threads = vcpu::start_all(vcpus, &bus, &switch, &policy)?;
-    let ended = event_loop::run(&stop_event, devices.console.as_ref(), &devices.notifies);
-    switch.stop(match &ended {
-        Ok(Ended::Left) => Stop::User,
-        // Loses against the reason that the vCPU gave when it signalled the event.
-        Ok(Ended::Stopped) => Stop::Failed("stopped without a reason".into()),
-        Err(e) => Stop::Failed(e.to_string()),
-    });
-    vcpu::stop_all(threads);
-    if let Some(console) = &devices.console {
-        lock(&console.input).drain();
+    let mut network = Network::default();
+    let mut ready = Vec::new();
+    for (number, machine) in (0..).zip(machines) {
+        let prepared = Machine::prepare(&machine.options, number, &mut network);
+        ready.push(prepared.map_err(|e| match machines.len() {
+            1 => e,
+            _ => Error::Failed(format!("machine {:?}: {e}", machine.name)),
+        })?);
     }
-    if let Some(statistics) = statistics {
-        // That nobody reads stderr is no error.
-        let _ = std::io::stderr().write_all(statistics.table().as_bytes());
+    let mut left = ready.into_iter();
+    // Where there is but one, this is its event loop's thread.
+    let Some(first) = left.next() else {
+        return Ok(Vec::new());
+    };
+    // The terminal can have one reader.
+    let others: Vec<_> = left
+        .map(|machine| {
+            std::thread::Builder::new()
+                .name(format!("machine{}", machine.number))
+                .spawn(move || machine.run(Stdin::Closed))
+                .context("thread")
+        })
+        .collect();
+    let mut ends = vec![first.run(Stdin::Open)];
+    ends.extend(others.into_iter().map(|thread| match thread?.join() {
+        Ok(end) => end,
+        Err(_) => Err(Error::Failed("its thread panicked".into())),
+    }));
+    Ok(ends
+        .into_iter()
+        .map(|end| end.unwrap_or_else(|e| Stop::Failed(e.to_string())))
+        .collect())
+}
+
+/// The switches of this process, by name.
+#[derive(Default)]
+struct Network(BTreeMap<String, Arc<Switch>>);
+
+impl Network {
+    /// A card of machine `number`, at a port of the switch that it names; `slot` makes its address
+    /// one of its own.
+    fn card(&mut self, net: &options::Net, number: u16, slot: u8, event: Arc<EventFd>) -> Net {
+        let switch = self.0.entry(net.switch.clone()).or_default();
+        let [high, low] = number.to_be_bytes();
+        // Locally administered (IEEE 802), and the same in every run.
+        let mac = net.mac.unwrap_or([0x02, b'u', b'm', high, low, slot]);
+        Net::new(switch.port(event), mac)
     }
-    Ok(switch.reason().unwrap_or(Stop::PowerOff))
+}
+
+/// A machine that only has to be started.
+struct Machine {
+    number: u16,
+    vcpus: Vec<Vcpu>,
+    devices: Devices,
+    policy: Policy,
+    statistics: Option<Statistics>,
+    stop_event: Arc<EventFd>,
+    /// Held to the end: with it the VM and what its devices are wired to.
+    _vm: Vm,
+}
+
+impl Machine {
+    fn prepare(options: &Options, number: u16, network: &mut Network) -> Result<Self> {
+        let mut kernel = BootFile::open("kernel", &options.kernel)?;
+        let header = Header::parse(&kernel.peek(HEADER_SIZE)?, kernel.size)
+            .map_err(|e| Error::Failed(format!("{}: {e}", options.kernel.display())))?;
+        let initrd = options.initrd.as_deref();
+        let mut initrd = initrd
+            .map(|path| BootFile::open("initrd", path))
+            .transpose()?;
+        let initrd_size = initrd.as_ref().map(|file| file.size);
+        let placement = Placement::new(&header, initrd_size, options.memory)?;
+
+        let disks: Vec<Block> = options
+            .disks
+            .iter()
+            .map(Block::open)
+            .collect::<Result<_>>()?;
+
+        let mut seed = [0; 64];
+        kvm::random(&mut seed)?;
+        let dtb = fdt::build(&fdt::Machine {
+            cpus: options.cpus,
+            memory: options.memory,
+            cmdline: &options.cmdline,
+            placement,
+            serial: options.console == Console::Serial,
+            virtio: disks.len()
+                + options.nets.len()
+                + usize::from(options.rng)
+                + usize::from(options.console == Console::Virtio),
+            nested: options.nested,
+            seed,
+        })?;
+        if let Some(path) = &options.dump_dtb {
+            std::fs::write(path, &dtb).context(path.display())?;
+        }
+
+        let memory = kvm::map_memory(options.memory, options.hugepages)?;
+        kernel.load(&memory, placement.kernel)?;
+        if let (Some(file), Some((base, _))) = (&mut initrd, placement.initrd) {
+            file.load(&memory, base)?;
+        }
+        memory
+            .write_slice(&dtb, GuestAddress(placement.dtb))
+            .context("device tree")?;
+        log::info!("{placement:x?}, device tree of {} bytes", dtb.len());
+
+        let vm = Vm::new(&memory, options.nested)?;
+        if !vm.hear_of_memory_errors()? {
+            log::info!("this host does not tell of memory errors (KVM_CAP_ARM_SEA_TO_USER)");
+        }
+        let policy = Policy {
+            action: options.on_memory_error,
+            memory: memory.clone(),
+        };
+        let vcpus = vm.create_vcpus(options.cpus, placement.kernel, placement.dtb)?;
+        let devices = Devices::new(options, disks, &vm, &memory, (number, network))?;
+        let statistics = options.stats.then(|| Statistics::open(&vm, &vcpus));
+        Ok(Machine {
+            number,
+            vcpus,
+            devices,
+            policy,
+            statistics,
+            stop_event: event()?,
+            _vm: vm,
+        })
+    }
+
+    /// Runs the machine to its end.
+    fn run(self, stdin: Stdin) -> Result<Stop> {
+        let Machine {
+            vcpus,
+            devices,
+            policy,
+            statistics,
+            stop_event,
+            ..
+        } = self;
+        let switch = StopSwitch::new(stop_event.clone());
+        let bus = Arc::new(devices.bus);
+        let threads = vcpu::start_all(vcpus, &bus, &switch, &policy)?;
+        let console = devices.console.as_ref();
+        let ended = event_loop::run(&stop_event, console, stdin, &devices.notifies);
+        switch.stop(match &ended {
+            Ok(Ended::Left) => Stop::User,
+            // Loses against the reason that the vCPU gave when it signalled the event.
+            Ok(Ended::Stopped) => Stop::Failed("stopped without a reason".into()),
+            Err(e) => Stop::Failed(e.to_string()),
+        });
+        vcpu::stop_all(threads);
+        if let Some(console) = &devices.console {
+            lock(&console.input).drain();
+        }
+        if let Some(statistics) = statistics {
+            // That nobody reads stderr is no error.
+            let _ = std::io::stderr().write_all(statistics.table().as_bytes());
+        }
+        Ok(switch.reason().unwrap_or(Stop::PowerOff))
+    }
 }
 
 /// The host's counters of this machine, opened while its parts are still in one hand.
@@ -189,8 +288,14 @@ struct Devices {
 }
 
 impl Devices {
-    /// The virtio console, if any, has slot 0, and the disks follow in order.
-    fn new(options: &Options, disks: Vec<Block>, vm: &Vm, memory: &Memory) -> Result<Self> {
+    /// The virtio console, if any, has slot 0; the disks follow in order, then cards, then entropy.
+    fn new(
+        options: &Options,
+        disks: Vec<Block>,
+        vm: &Vm,
+        memory: &Memory,
+        (number, network): (u16, &mut Network),
+    ) -> Result<Self> {
         let mut devices = Devices {
             bus: Bus::default(),
             console: None,
@@ -215,6 +320,20 @@ impl Devices {
         }
         for disk in disks {
             devices.add_virtio(vm, memory, slot()?, disk)?;
+        }
+        for net in &options.nets {
+            let (slot, arrived) = (slot()?, event()?);
+            let card = network.card(net, number, slot as u8, arrived.clone());
+            let device = devices.add_virtio(vm, memory, slot, card)?;
+            devices.notifies.push(Notify {
+                event: arrived,
+                device,
+                queue: RECEIVE,
+            });
+        }
+        if options.rng {
+            let source = File::open(RANDOM).context(RANDOM)?;
+            devices.add_virtio(vm, memory, slot()?, Rng::new(Box::new(source)))?;
         }
         Ok(devices)
     }

@@ -1,4 +1,4 @@
-//! The program: reads the command line, runs the machine, tells how it ended.
+//! The program: reads the command line, runs the machines, tells how they ended.
 
 #![forbid(unsafe_code)]
 
@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use umbra_vmm::error::{Error, Result};
 use umbra_vmm::logger::{self, say};
-use umbra_vmm::options::{self, Options, Request};
+use umbra_vmm::options::{self, Request};
+use umbra_vmm::settings::{self, Named};
 use umbra_vmm::stop::Stop;
 
 fn main() -> ExitCode {
@@ -22,8 +23,16 @@ fn main() -> ExitCode {
         }
         Ok(Request::Run(options)) => {
             logger::start(options.log_level);
-            match run(&options) {
-                Ok(stop) => ended(&stop),
+            let name = String::new();
+            machines(&[Named {
+                name,
+                options: *options,
+            }])
+        }
+        Ok(Request::Config(file, log_level)) => {
+            logger::start(log_level);
+            match settings::read(&file) {
+                Ok(named) => machines(&named),
                 Err(e) => failed(&e),
             }
         }
@@ -37,13 +46,33 @@ fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-fn ended(stop: &Stop) -> u8 {
+/// Runs them; the status is the first's that did not end well.
+fn machines(named: &[Named]) -> u8 {
+    let stops = match run(named) {
+        Ok(stops) => stops,
+        Err(e) => return failed(&e),
+    };
+    let each = named.iter().zip(&stops);
+    let statuses = each.map(|(machine, stop)| ended(&machine.name, stop));
+    // All of them are told.
+    let statuses: Vec<u8> = statuses.collect();
+    statuses
+        .into_iter()
+        .find(|status| *status != 0)
+        .unwrap_or(0)
+}
+
+fn ended(name: &str, stop: &Stop) -> u8 {
+    let tell = |text: &str| match name {
+        "" => say(text),
+        name => say(&format!("machine {name:?}: {text}")),
+    };
     match stop {
         Stop::PowerOff => {}
-        Stop::Reset => say("the guest asked for a reset"),
-        Stop::Crash => say("the guest crashed"),
-        Stop::User => say("ended by Ctrl-A x"),
-        Stop::Failed(text) => say(text),
+        Stop::Reset => tell("the guest asked for a reset"),
+        Stop::Crash => tell("the guest crashed"),
+        Stop::User => tell("ended by Ctrl-A x"),
+        Stop::Failed(text) => tell(text),
     }
     stop.status()
 }
@@ -54,12 +83,12 @@ fn failed(error: &Error) -> u8 {
 }
 
 #[cfg(target_arch = "aarch64")]
-fn run(options: &Options) -> Result<Stop> {
-    umbra_vmm::machine::run(options)
+fn run(machines: &[Named]) -> Result<Vec<Stop>> {
+    umbra_vmm::machine::run_all(machines)
 }
 
 #[cfg(not(target_arch = "aarch64"))]
-fn run(_: &Options) -> Result<Stop> {
+fn run(_: &[Named]) -> Result<Vec<Stop>> {
     Err(Error::Failed(
         "this is a build for testing; virtual machines run on aarch64 only".into(),
     ))

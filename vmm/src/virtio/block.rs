@@ -1,11 +1,12 @@
-//! The virtio disk (Virtual I/O Device 1.2, 5.2): a raw file in sectors of 512 bytes.
+//! The virtio disk (Virtual I/O Device 1.2, 5.2): a raw file, or a block device of the host, in sectors
+//! of 512 bytes.
 //!
 //! A request is served before the next is looked at, on the event loop's thread. Its last
 //! writable byte is its status; whatever goes wrong with the data, the status says so.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 
 use virtio_queue::{Reader, Writer};
 
@@ -47,18 +48,22 @@ impl Block {
     /// Opens the file of a disk. Bytes after the last whole sector are not part of it.
     pub fn open(disk: &Disk) -> Result<Self> {
         let name = format!("disk {}", disk.path.display());
-        let file = OpenOptions::new()
+        let mut file = OpenOptions::new()
             .read(true)
             .write(!disk.read_only)
             .open(&disk.path)
             .context(&name)?;
         let metadata = file.metadata().context(&name)?;
-        if !metadata.is_file() {
-            return Err(Error::Failed(format!("{name}: is no regular file")));
+        if !metadata.is_file() && !metadata.file_type().is_block_device() {
+            return Err(Error::Failed(format!(
+                "{name}: is neither a file nor a block device"
+            )));
         }
+        // A block device's metadata has no length.
+        let bytes = file.seek(SeekFrom::End(0)).context(&name)?;
         Ok(Block {
             file,
-            sectors: metadata.len() / SECTOR,
+            sectors: bytes / SECTOR,
             read_only: disk.read_only,
         })
     }

@@ -7,6 +7,8 @@
 pub mod block;
 pub mod console;
 pub mod mmio;
+pub mod net;
+pub mod rng;
 
 use virtio_queue::{Queue, QueueT};
 

@@ -3,6 +3,7 @@
 
 use super::cases::{Case, Guests, HELLO, Work};
 use super::judge::{Part, Passed, judge, parts};
+use super::network;
 use super::report::{Tally, tail};
 use super::terminal;
 use crate::bootargs::BootArgs;
@@ -235,9 +236,11 @@ impl Bench<'_> {
                     .map(|judged| judged.and_then(|passed| followed.clone().map(|()| passed)))
                     .collect())
             }
-            Work::Program(..) | Work::Payload(..) | Work::Linux(_) | Work::Nested(..) => {
-                Ok(by_part(cases, outcome))
-            }
+            Work::Program(..)
+            | Work::Payload(..)
+            | Work::Linux(_)
+            | Work::Network(_)
+            | Work::Nested(..) => Ok(by_part(cases, outcome)),
         }
     }
 
@@ -274,6 +277,7 @@ impl Bench<'_> {
             | Work::Program(..)
             | Work::Payload(..)
             | Work::Linux(_)
+            | Work::Network(_)
             | Work::Terminal(_)
             | Work::MemoryError
             | Work::Nested(..) => {}
@@ -343,6 +347,14 @@ impl Bench<'_> {
             Work::Linux(guests) => {
                 items.extend(self.guest(guests.flavour, log)?);
                 Ok(self.guest_commands(guests))
+            }
+            Work::Network(flavour) => {
+                let files = setup::guest_files(self.ws, *flavour)?;
+                log.used(&format!("guest kernel ({})", files.label), &files.kernel)?;
+                items.extend(network::items(self.ws, &files, self.nonce)?);
+                Ok(["/bin/umbra-vmm", "--config", network::SETTINGS]
+                    .map(str::to_owned)
+                    .into())
             }
             Work::Nested(storeys) => {
                 let l1 = setup::guest_files(self.ws, storeys.l1)?;

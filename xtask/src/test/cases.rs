@@ -1,5 +1,6 @@
 //! The on-target cases: one table, so that it is plain to see what is tested on a booted umbra.
 
+use super::network;
 use crate::build;
 use crate::hash;
 use crate::nested::Storeys;
@@ -103,6 +104,8 @@ pub(crate) enum Work {
     First(File, Vec<&'static str>, &'static str),
     /// Debian guests on umbra-vmm on umbra.
     Linux(Guests),
+    /// Two Debian guests of one umbra-vmm, by a file of settings, on a switch.
+    Network(Flavour),
     /// Debian guest hypervisors at virtual EL2, each with a guest of its own.
     Nested(Storeys),
     /// A memory error under one process of a guest's guest, and a second VM beside it.
@@ -200,6 +203,7 @@ impl Case {
         match self.work {
             Work::Program(..) | Work::First(..) | Work::Payload(..) | Work::Oracle(_) => vec![],
             Work::Linux(guests) => vec![guests.flavour],
+            Work::Network(flavour) => vec![flavour],
             Work::Nested(storeys) => vec![storeys.l1, storeys.l2],
             Work::Reference(guest) => vec![Flavour::Newest, guest],
             Work::MemoryError | Work::Terminal(_) | Work::ReferenceSuites(_) => {
@@ -225,6 +229,7 @@ impl Case {
             Work::Payload(..) => self.events.is_empty(),
             Work::First(..)
             | Work::Linux(_)
+            | Work::Network(_)
             | Work::Nested(..)
             | Work::MemoryError
             | Work::Oracle(_)
@@ -296,6 +301,11 @@ fn fixed(nonce: &str) -> Vec<Case> {
             .collect();
         let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
         Case::new(name, 2, Linux(guests), 300, &expect)
+    };
+    let network = |name: &str, flavour: Flavour| {
+        let expect = network::expectations(nonce);
+        let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
+        Case::new(name, 2, Work::Network(flavour), 300, &expect)
     };
     let eight = |flavour: Flavour| Guests::usual(flavour, 8);
     let large = |flavour: Flavour| Guests {
@@ -427,6 +437,8 @@ fn fixed(nonce: &str) -> Vec<Case> {
         sized("linux/64M", small, r"[1-5]\d"),
         sized("linux/2G", large(Flavour::Newest), r"(19|20)\d\d"),
         sized("linux/three", three(Flavour::V6_12), r"4\d\d"),
+        network("linux/two-on-a-switch", Flavour::V6_12),
+        network("linux/two-on-a-switch-16k", Flavour::Pages16k).full_only(SIZED),
         sized("linux/8-vcpus-on-2-16k", eight(Flavour::Pages16k), r"4\d\d").full_only(SIZED),
         sized("linux/2G-16k", large(Flavour::Pages16k), r"(19|20)\d\d").full_only(SIZED),
         sized("linux/three-16k", three(Flavour::Pages16k), r"4\d\d").full_only(SIZED),

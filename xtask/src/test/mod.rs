@@ -7,6 +7,7 @@ mod host;
 mod judge;
 mod libtest;
 mod mutants;
+mod network;
 mod pages;
 mod report;
 mod sabotage;

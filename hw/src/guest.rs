@@ -271,12 +271,27 @@ pub enum Extra {
     ApdbHi,
     ApgaLo,
     ApgaHi,
+    Disr,
 }
 
-const EXTRAS: usize = Extra::ApgaHi as usize + 1;
+const EXTRAS: usize = Extra::Disr as usize + 1;
 
 /// Where [`VcpuRegs::hyp`] keeps CNTHCTL_EL2, whose EL1 counterpart has no place in the VNCR page.
 pub const CNTHCTL: u16 = 0xff8;
+
+/// Whose deferred SErrors VDISR_EL2 holds, which is what EL1 reads as DISR_EL1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deferred {
+    /// The vCPU's own: DISR_EL1 of a plain guest and of virtual EL2.
+    Own,
+    /// VDISR_EL2 of the guest hypervisor whose guest runs.
+    Below,
+}
+
+/// Where the VNCR page has VDISR_EL2.
+const VDISR: u16 = 0x500;
+/// What VDISR_EL2 can hold: A, IDS, ISS.
+const VDISR_VALID: u64 = 1 << 31 | 0x1ff_ffff;
 
 /// What the stage 2 and identification registers hold while a vCPU is loaded.
 #[derive(Clone, Copy, Debug)]
@@ -297,6 +312,8 @@ pub struct Machine {
     pub virtual_el2: bool,
     /// Whether the machine has PAuth keys to switch.
     pub pauth: bool,
+    /// Whose VDISR_EL2 is; `None` without FEAT_RAS.
+    pub deferred: Option<Deferred>,
     /// Where VNCR_EL2 points instead of at the registers' page: for tests.
     pub vncr_at: Option<u64>,
 }
@@ -315,6 +332,7 @@ pub struct VcpuRegs {
     /// Whether SP_EL0, TPIDR_EL0 and TPIDRRO_EL0 are this vCPU's too.
     el0_loaded: bool,
     pauth: bool,
+    deferred: Option<Deferred>,
 }
 
 macro_rules! el1_registers {
@@ -402,6 +420,7 @@ impl VcpuRegs {
             loaded_on: AtomicU32::new(0),
             el0_loaded: false,
             pauth: false,
+            deferred: None,
         }
     }
 
@@ -479,6 +498,7 @@ impl VcpuRegs {
             && (!is_el0(which) || self.el0_loaded)
             && (!is_pauth(which) || self.pauth)
             && (which != Extra::Cntkctl || !self.virtual_el2)
+            && (which != Extra::Disr || self.deferred == Some(Deferred::Own))
     }
 
     /// A register outside the VNCR page.
@@ -548,6 +568,11 @@ impl VcpuRegs {
             Some(hyp) if machine.virtual_el2 => (hyp, hyp.get(CNTHCTL)),
             _ => (&self.page, self.extra[Extra::Cntkctl as usize]),
         };
+        self.deferred = machine.deferred;
+        let deferred = self.deferred.map(|whose| match whose {
+            Deferred::Own => self.extra[Extra::Disr as usize],
+            Deferred::Below => self.page.get(VDISR),
+        });
         // SAFETY: EL1's registers and the guest-facing EL2 ones change nothing for umbra, which runs
         // in the EL2&0 regime.
         unsafe {
@@ -567,6 +592,9 @@ impl VcpuRegs {
             msr!("vmpidr_el2", machine.vmpidr);
             msr!("vpidr_el2", machine.vpidr);
             msr!("cntvoff_el2", machine.cntvoff);
+            if let Some(deferred) = deferred {
+                msr!("s3_4_c12_c1_1", deferred & VDISR_VALID); // VDISR_EL2
+            }
         }
         traps::load(&machine.traps);
         set_vttbr(machine.vttbr);
@@ -592,6 +620,11 @@ impl VcpuRegs {
             // What stands in CNTKCTL_EL1 is CNTHCTL_EL2's.
             Some(hyp) if self.virtual_el2 => hyp.set(CNTHCTL, cntkctl),
             _ => self.extra[Extra::Cntkctl as usize] = cntkctl,
+        }
+        match self.deferred {
+            Some(Deferred::Own) => self.extra[Extra::Disr as usize] = mrs!("s3_4_c12_c1_1"),
+            Some(Deferred::Below) => self.page.set(VDISR, mrs!("s3_4_c12_c1_1")),
+            None => {}
         }
     }
 
@@ -672,7 +705,7 @@ fn is_el0(which: Extra) -> bool {
 }
 
 fn is_pauth(which: Extra) -> bool {
-    which as usize >= Extra::ApiaLo as usize
+    (Extra::ApiaLo as usize..=Extra::ApgaHi as usize).contains(&(which as usize))
 }
 
 fn read_live(offset: u16) -> u64 {
@@ -710,6 +743,7 @@ fn read_live_extra(which: Extra) -> u64 {
         };
     }
     read!(Extra::Cntkctl, "s3_5_c14_c1_0");
+    read!(Extra::Disr, "s3_4_c12_c1_1");
     extra_registers!(read);
     pauth_registers!(read);
     el0_registers!(read);
@@ -726,6 +760,7 @@ fn write_live_extra(which: Extra, value: u64) {
         };
     }
     write!(Extra::Cntkctl, "s3_5_c14_c1_0");
+    write!(Extra::Disr, "s3_4_c12_c1_1");
     extra_registers!(write);
     pauth_registers!(write);
     el0_registers!(write);

@@ -283,7 +283,8 @@ fn serror_iss(syndrome: Option<u32>) -> u64 {
 /// Hardware holds a virtual SError until what runs unmasks it: the one that umbra has for it, or that a
 /// guest hypervisor has for its guest.
 pub(super) fn offer_serror(hw: &Hw, state: &mut State) {
-    let waits = state.pending_serror.map(serror_iss);
+    let own = state.pending_serror.filter(|_| !nested::takes_serrors(hw));
+    let waits = own.map(serror_iss);
     match waits.or_else(|| nested::virtual_serror(hw)) {
         Some(iss) => {
             if state.features.ras {

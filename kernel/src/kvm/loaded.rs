@@ -17,7 +17,7 @@ use umbra_hw::{MAX_CPUS, gic, vgic};
 use umbra_vgic::{HcrBits, Kicks, Lr, Vmcr};
 
 use super::gic::deliver;
-use super::vcpu::{Hw, Vcpu, has_pauth};
+use super::vcpu::{Hw, Vcpu, has_pauth, has_ras};
 use super::{events, nested, timer};
 use crate::irq::{self, Sgi};
 
@@ -134,6 +134,7 @@ pub(super) fn machine(vcpu: &Vcpu, hw: &Hw) -> Machine {
         cntvoff: timer::hardware_offset(vcpu, hw),
         traps: nested::traps(hw),
         pauth: has_pauth(),
+        deferred: has_ras().then(|| nested::deferred(hw)),
         virtual_el2: hw.virtual_el2,
         vncr_at: hw.vncr_at,
     }

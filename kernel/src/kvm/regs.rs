@@ -20,6 +20,7 @@ fn extra(home: Option<HwReg>) -> Option<Extra> {
         HwReg::SpEl0 => Extra::SpEl0,
         HwReg::ParEl1 => Extra::Par,
         HwReg::CntkctlEl12 => Extra::Cntkctl,
+        HwReg::VdisrEl2 => Extra::Disr,
         HwReg::ApIaKeyLoEl1 => Extra::ApiaLo,
         HwReg::ApIaKeyHiEl1 => Extra::ApiaHi,
         HwReg::ApIbKeyLoEl1 => Extra::ApibLo,

@@ -1,13 +1,17 @@
-//! What virtual EL2 does that umbra does for it, where a program there can say what the hardware does
-//! for the same: authenticated exception returns.
+//! What virtual EL2 does that umbra does for it: authenticated exception returns, SErrors of the VMM's and
+//! of its own.
 
 use kvm_bindings::{
     KVM_ARM_VCPU_HAS_EL2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC,
 };
 
+use umbra_vmm::kvm::Region;
+
 use super::asm::{Asm, EXCEPTION, REPORT, Sys};
-use super::below::{ELR_EL2, SPSR_EL2, has_el2, start};
+use super::below::{ELR_EL2, HCR, SPSR_EL2, has_el2, nested, start};
+use super::events::set;
 use super::guest::{Exit, Machine, RAM, Vcpu};
+use super::poison::{DATA, memory};
 use super::{Check, Env, Outcome, abi, granted, holds, same};
 
 const SCTLR_EL2: Sys = (3, 4, 1, 0, 0);
@@ -24,6 +28,8 @@ const SCTLR: u64 = 0x30c5_0830;
 /// SCTLR_EL2.EnIA and EnIB.
 const ENABLED: u64 = 0b11 << 30;
 const EL2H: u64 = 0x3c9;
+const EL1: u64 = 0x3c5;
+const EL0: u64 = 0x3c0;
 
 /// Instructions of one key: PACI<k> X0, SP; AUTI<k> X0, SP; ERETA<k>.
 struct Key {
@@ -167,4 +173,223 @@ pub(super) fn authenticated_returns(_: &Env) -> Outcome {
         same(disabled?, branch?, "with the key off")?;
     }
     holds(failed > 20, || format!("only {failed} codes were wrong"))
+}
+
+const HCR_EL2: Sys = (3, 4, 1, 1, 0);
+const VSESR_EL2: Sys = (3, 4, 5, 2, 3);
+const VDISR_EL2: Sys = (3, 4, 12, 1, 1);
+const DISR_EL1: Sys = (3, 0, 12, 1, 1);
+const ISR_EL1: Sys = (3, 0, 12, 1, 0);
+const TGE: u64 = 1 << 27;
+const AMO: u64 = 1 << 5;
+const VSE: u64 = 1 << 8;
+/// PSTATE.A.
+const MASKED: u64 = 1 << 8;
+const ESB: u32 = 0xd503_221f;
+/// msr daifclr, #4.
+const UNMASK: u32 = 0xd503_44ff;
+const MODE: u64 = 0xf;
+/// What an SError says: implementation defined.
+const ISS: u64 = 1 << 24 | 0x5a_1234;
+/// A deferred one, in DISR_EL1.
+const DEFERRED: u64 = 1 << 31 | ISS;
+
+/// A vCPU at virtual EL2 with L1's stage 2 in `data`, as `below` has it.
+struct Stage {
+    machine: Machine,
+    /// As long as the machine has it.
+    _data: Region,
+    vcpu: Vcpu,
+}
+
+impl Stage {
+    fn new(hcr: u64) -> Check<Self> {
+        let (machine, data) = (Machine::new()?, memory(true)?);
+        granted(machine.add(&data, DATA, 0), "a slot")?;
+        let vcpu = nested(&machine, &data, 0, HCR | hcr)?;
+        Ok(Self {
+            machine,
+            _data: data,
+            vcpu,
+        })
+    }
+
+    /// Virtual EL2, or its EL0, begins `program` at `pstate`.
+    fn begin(&self, program: &Asm, pstate: u64) -> Outcome {
+        self.vcpu.set(abi::PSTATE, pstate)?;
+        self.vcpu.set(abi::PC, self.machine.place(program))
+    }
+
+    /// What virtual EL2 returns to.
+    fn returns_to(&self, program: &Asm, pstate: u64) -> Outcome {
+        self.vcpu
+            .set(abi::sys(ELR_EL2), self.machine.place(program))?;
+        self.vcpu.set(abi::sys(SPSR_EL2), pstate)
+    }
+
+    /// The VMM makes an SError.
+    fn strike(&self) -> Outcome {
+        let answer = set(&self.vcpu, |e| {
+            e.exception.serror_pending = 1;
+            e.exception.serror_has_esr = 1;
+            e.exception.serror_esr = ISS;
+        });
+        granted(answer, "an SError").map(drop)
+    }
+
+    /// An SError is taken next, by this entry of the vectors, at this level.
+    fn taken(&self, vector: u64, level: u64, what: &str) -> Outcome {
+        let seen = self.vcpu.exception()?;
+        let mode = self.vcpu.get(abi::PSTATE)? & MODE;
+        let wanted = (vector, 0x2f << 26 | 1 << 25 | ISS, level << 2 | 1);
+        same((seen.vector, seen.esr, mode), wanted, what)
+    }
+}
+
+/// Reports 1, again and again.
+fn reporting() -> Asm {
+    let mut asm = Asm::new();
+    let top = asm.here();
+    asm.mov(0, 1).report(0).back(top);
+    asm
+}
+
+/// An SError that the VMM makes reaches virtual EL2 from every context in which it is virtual EL2's, and
+/// what it runs where not.
+pub(super) fn serrors_of_the_vmm(_: &Env) -> Outcome {
+    const SAME_LEVEL: u64 = 7;
+    const LOWER: u64 = 11;
+    if !has_el2()? {
+        return Ok(());
+    }
+    for (hcr, pstate, vector, what) in [
+        (TGE, EL2H, SAME_LEVEL, "virtual EL2, a host"),
+        (0, EL2H, SAME_LEVEL, "virtual EL2"),
+        (TGE, EL0, LOWER, "EL0 of a host"),
+    ] {
+        let stage = Stage::new(hcr)?;
+        stage.begin(&reporting(), pstate & !MASKED)?;
+        stage.vcpu.report()?;
+        stage.strike()?;
+        stage.taken(vector, 2, what)?;
+        // Masked it waits.
+        let stage = Stage::new(hcr)?;
+        let mut asm = Asm::new();
+        asm.mov(0, 1).report(0).report(0).word(UNMASK).stop();
+        stage.begin(&asm, pstate)?;
+        stage.vcpu.report()?;
+        stage.strike()?;
+        stage.vcpu.report()?;
+        if pstate == EL2H {
+            stage.taken(vector, 2, &format!("{what}, once it is unmasked"))?;
+        }
+    }
+    for (hcr, pstate, vector, level, what) in [
+        (AMO, EL1, LOWER, 2, "L2, routed"),
+        (AMO, EL0, LOWER, 2, "EL0 of L2, routed"),
+        (0, EL1 & !MASKED, SAME_LEVEL, 1, "L2"),
+        (0, EL0 & !MASKED, LOWER, 1, "EL0 of L2"),
+    ] {
+        let stage = Stage::new(hcr)?;
+        stage.returns_to(&reporting(), pstate)?;
+        stage.vcpu.report()?;
+        stage.strike()?;
+        stage.taken(vector, level, what)?;
+        // Masked at virtual EL2, which returns to it.
+        let stage = Stage::new(hcr)?;
+        let mut asm = Asm::new();
+        asm.mov(0, 1).report(0).eret();
+        stage.begin(&asm, EL2H)?;
+        stage.returns_to(&reporting(), pstate)?;
+        stage.vcpu.report()?;
+        stage.strike()?;
+        stage.taken(vector, level, &format!("{what}, on the way there"))?;
+    }
+    Ok(())
+}
+
+/// An SError that L1 makes for L2 (HCR_EL2.VSE) is taken, deferred by ESB, or waits, as the architecture
+/// says; and each level has a DISR_EL1 of its own.
+pub(super) fn serrors_of_l1(_: &Env) -> Outcome {
+    const HCR_ALL: u64 = HCR | AMO | VSE;
+    if !has_el2()? {
+        return Ok(());
+    }
+    let stage = |hcr: u64, program: &Asm, pstate: u64| -> Check<Stage> {
+        let stage = Stage::new(hcr)?;
+        stage.vcpu.set(abi::sys(VSESR_EL2), ISS)?;
+        stage.returns_to(program, pstate)?;
+        Ok(stage)
+    };
+    let vse = |stage: &Stage| Ok::<_, String>(stage.vcpu.get(abi::sys(HCR_EL2))? & VSE);
+    let taken = stage(HCR_ALL, &reporting(), EL1 & !MASKED)?;
+    taken.taken(7, 1, "a virtual SError")?;
+    same(vse(&taken)?, 0, "HCR_EL2.VSE once it was taken")?;
+    let taken = stage(HCR_ALL, &reporting(), EL0 & !MASKED)?;
+    taken.taken(11, 1, "a virtual SError of L2's EL0")?;
+    for (hcr, pstate, what) in [
+        (VSE, EL1 & !MASKED, "without AMO"),
+        (AMO | VSE, EL1, "while L2 has it masked"),
+    ] {
+        let waits = stage(hcr, &reporting(), pstate)?;
+        for _ in 0..3 {
+            same(waits.vcpu.report()?, 1, what)?;
+        }
+        same(vse(&waits)?, VSE, &format!("HCR_EL2.VSE {what}"))?;
+    }
+
+    let mut program = Asm::new();
+    program.mrs(0, ISR_EL1).report(0).word(ESB);
+    program
+        .mrs(0, DISR_EL1)
+        .report(0)
+        .report(0)
+        .mrs(0, DISR_EL1)
+        .report(0);
+    program
+        .mov(0, 0)
+        .msr(DISR_EL1, 0)
+        .mrs(0, ISR_EL1)
+        .report(0)
+        .stop();
+    let defers = stage(HCR_ALL, &program, EL1)?;
+    same(defers.vcpu.report()? >> 8 & 1, 1, "ISR_EL1.A of L2")?;
+    same(defers.vcpu.report()?, DEFERRED, "DISR_EL1 of L2 after ESB")?;
+    same(vse(&defers)?, 0, "HCR_EL2.VSE after ESB")?;
+    // What it says lies in VDISR_EL2, and stays where the registers are put away.
+    same(defers.vcpu.get(abi::sys(VDISR_EL2))?, DEFERRED, "VDISR_EL2")?;
+    same(defers.vcpu.report()?, DEFERRED, "a word that L2 had")?;
+    same(
+        defers.vcpu.report()?,
+        DEFERRED,
+        "DISR_EL1 of L2, read again",
+    )?;
+    same(
+        defers.vcpu.report()? >> 8 & 1,
+        0,
+        "ISR_EL1.A of L2 in the end",
+    )?;
+    same(
+        defers.vcpu.get(abi::sys(VDISR_EL2))?,
+        0,
+        "VDISR_EL2 in the end",
+    )?;
+
+    // Virtual EL2 defers one of the VMM's; L2 has no part of it.
+    let mut own = Asm::new();
+    own.mov(0, 1).report(0).word(ESB).mrs(0, DISR_EL1).report(0);
+    own.mrs(0, VDISR_EL2).report(0).eret();
+    let mut below = Asm::new();
+    below.mrs(0, DISR_EL1).report(0).stop();
+    for (hcr, seen) in [(AMO, 0), (0, DEFERRED)] {
+        let stage = stage(hcr, &below, EL1)?;
+        stage.begin(&own, EL2H)?;
+        stage.vcpu.report()?;
+        stage.strike()?;
+        same(stage.vcpu.report()?, DEFERRED, "DISR_EL1 of virtual EL2")?;
+        same(stage.vcpu.report()?, 0, "VDISR_EL2")?;
+        // Without AMO there is but one DISR_EL1.
+        same(stage.vcpu.report()?, seen, "DISR_EL1 of L2")?;
+    }
+    Ok(())
 }

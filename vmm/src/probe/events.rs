@@ -18,7 +18,7 @@ fn get(vcpu: &Vcpu) -> Check<kvm_vcpu_events> {
     Ok(events)
 }
 
-fn set(vcpu: &Vcpu, change: impl FnOnce(&mut kvm_vcpu_events)) -> Result<u32, i32> {
+pub(super) fn set(vcpu: &Vcpu, change: impl FnOnce(&mut kvm_vcpu_events)) -> Result<u32, i32> {
     let mut events = kvm_vcpu_events::default();
     change(&mut events);
     ioctl(&vcpu.fd, abi::SET_VCPU_EVENTS, &mut events)

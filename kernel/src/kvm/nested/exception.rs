@@ -8,6 +8,7 @@ use alloc::sync::Arc;
 
 use umbra_abort::World;
 use umbra_arm64::sysreg::Reg;
+use umbra_hw::guest::Deferred;
 use umbra_hw::sabotage::{Safeguard, left_out};
 
 use super::super::events;
@@ -72,6 +73,15 @@ const AMO: u64 = 1 << 5;
 /// mask them then.
 pub(in crate::kvm) fn takes_serrors(hw: &Hw) -> bool {
     hw.is_below() && hcr(hw) & (TGE | AMO) != 0
+}
+
+/// Whose deferred SErrors what runs would find in DISR_EL1.
+pub(in crate::kvm) fn deferred(hw: &Hw) -> Deferred {
+    if hw.is_below() && hcr(hw) & AMO != 0 {
+        Deferred::Below
+    } else {
+        Deferred::Own
+    }
 }
 
 /// HCR_EL2.VSE.

@@ -26,7 +26,8 @@ use umbra_linux::Errno;
 use umbra_nested::pauth::{Key, Rules};
 
 pub(super) use exception::{
-    Exception, take, takes_external_aborts, takes_serrors, virtual_serror, virtual_serror_taken,
+    Exception, deferred, take, takes_external_aborts, takes_serrors, virtual_serror,
+    virtual_serror_taken,
 };
 pub(super) use fault::{shadow as shadow_fault, through_stage2};
 pub(super) use interrupts::{
@@ -97,10 +98,13 @@ pub(super) fn eret(vcpu: &Arc<Vcpu>, state: &mut State, iss: u32) -> Next {
             let Some(pstate) = HwPstate::new(spsr) else {
                 return illegal(state, spsr, elr);
             };
-            return if switch::enter(vcpu, state, pstate, elr) {
-                Next::Guest
-            } else {
-                Next::Fail(Errno::ENOMEM)
+            if !switch::enter(vcpu, state, pstate, elr) {
+                return Next::Fail(Errno::ENOMEM);
+            }
+            // An SError that virtual EL2 had masked may be its to take from here.
+            return match state.pending_serror {
+                Some(_) => Next::Interrupt,
+                None => Next::Guest,
             };
         }
         _ => None,

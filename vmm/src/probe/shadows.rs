@@ -44,7 +44,7 @@ fn map(data: &Region, pieces: Pieces) {
         Pieces::Gigabyte => AT | block,
         Pieces::Blocks | Pieces::Pages => (DATA + at(1) as u64) | table,
     };
-    data.set_u64(at(0) + 8 * (AT + ABOVE >> 30) as usize, first);
+    data.set_u64(at(0) + 8 * ((AT + ABOVE) >> 30) as usize, first);
     for n in 0..BYTES >> 21 {
         let mapped = AT + ((n as u64) << 21);
         let second = match pieces {
@@ -53,7 +53,10 @@ fn map(data: &Region, pieces: Pieces) {
         };
         data.set_u64(at(1) + 8 * n, second);
         for index in 0..512 {
-            data.set_u64(at(2 + n) + 8 * index, mapped + (index * PAGE) as u64 | page);
+            data.set_u64(
+                at(2 + n) + 8 * index,
+                (mapped + (index * PAGE) as u64) | page,
+            );
         }
     }
 }

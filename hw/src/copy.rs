@@ -110,6 +110,14 @@ umbra_user_load:
     fixup   3b, umbra_fault
     fixup   4b, umbra_fault
 
+    // umbra_clear_word(addr)
+    .global umbra_clear_word
+umbra_clear_word:
+1:  str     xzr, [x0]
+    mov     x0, #0
+    ret
+    fixup   1b, umbra_fault
+
     // umbra_user_cas32(out, addr, expected, new) and umbra_user_cas64.
     .global umbra_user_cas32
 umbra_user_cas32:
@@ -160,6 +168,7 @@ unsafe extern "C" {
     fn umbra_copy_in(dst: *mut u8, src: u64, len: usize) -> Raw;
     fn umbra_copy_out(dst: u64, src: *const u8, len: usize) -> Raw;
     fn umbra_user_load(out: *mut u64, addr: u64, log2: u64) -> Raw;
+    fn umbra_clear_word(addr: u64) -> Raw;
     fn umbra_user_cas32(out: *mut u32, addr: u64, expected: u32, new: u32) -> Raw;
     fn umbra_user_cas64(out: *mut u64, addr: u64, expected: u64, new: u64) -> Raw;
     fn umbra_translate_stage1(va: u64) -> Raw;
@@ -230,6 +239,13 @@ pub(crate) fn is_readable(va: u64) -> bool {
     // SAFETY: callers pass an aligned address in the linear map; nothing is written there, and an abort
     // lands at the fix-up.
     unsafe { umbra_user_load(&mut out, va, 3) }.result().is_ok()
+}
+
+/// Clears a word of a page of tables that is about to be replaced. False where it cannot be written.
+pub(crate) fn clear_word(va: u64) -> bool {
+    // SAFETY: callers pass an aligned address of a table page in the linear map, which is reached as atomic words
+    // only and whose content is lost; an abort lands at the fix-up.
+    unsafe { umbra_clear_word(va) }.result().is_ok()
 }
 
 /// Compare-and-exchange of a 32-bit word; returns what was there.

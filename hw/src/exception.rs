@@ -1,9 +1,9 @@
 //! An exception taken at EL2 itself: a fallible access that failed, or a bug.
 
 use crate::boot::IMAGE_BASE;
-use crate::copy;
 use crate::guest::Frame;
 use crate::regs::mrs;
+use crate::{copy, lost};
 
 macro_rules! say {
     ($($arg:tt)*) => {
@@ -22,6 +22,10 @@ extern "C" fn umbra_el2_exception(frame: &mut Frame, kind: u64) {
         frame.x[0] = far;
         frame.x[1] = esr;
         frame.pc = target;
+        return;
+    }
+    if kind == 0 && esr >> 26 == 0x25 && lost::mend(far, esr) {
+        // The access is made again, and reads zeros.
         return;
     }
     let names = [
@@ -53,6 +57,13 @@ extern "C" fn umbra_el2_exception(frame: &mut Frame, kind: u64) {
         }
     }
     backtrace(frame.x[29], frame.pc);
+    if kind == 0 && matches!(esr & 0x3f, 0x10 | 0x14..=0x17) {
+        // The last that can be said: which frame it was.
+        let at = crate::mmu::physical(far);
+        panic!(
+            "memory error at {at:#x?}, which umbra itself lives in (ESR {esr:#010x} FAR {far:#018x})"
+        );
+    }
     panic!("unexpected exception at EL2: {name} ESR {esr:#010x} FAR {far:#018x}");
 }
 

@@ -23,6 +23,7 @@ pub mod gic;
 pub mod guest;
 pub mod heap;
 pub mod idregs;
+pub mod lost;
 pub mod mem;
 pub mod pauth;
 pub mod psci;

@@ -54,11 +54,27 @@ fn is_plain(pa: u64) -> bool {
     bit(&RAM, pa) && !bit(&TABLES, pa) && !bit(&HEAP, pa)
 }
 
-/// Turns a free plain chunk into a table chunk: linear-mapped from here on.
+/// Turns a free plain chunk into a table chunk: linear-mapped from here on, in pages, each of which can be
+/// replaced (`lost`).
 ///
 /// # Errors
 /// [`NoTablePages`] when the kernel half lacks a table page for the mapping; nothing changed.
 pub fn claim_tables(chunk: Pa) -> Result<(), NoTablePages> {
+    assert!(
+        chunk.is_aligned(CHUNK) && is_plain(chunk.raw()),
+        "{chunk} is not a plain chunk"
+    );
+    let (va, pages) = (LINEAR + chunk.raw(), CHUNK / PAGE);
+    mmu::map_pages(va, chunk.raw(), pages, Kind::Memory)?;
+    set_bit(&TABLES, chunk.raw());
+    Ok(())
+}
+
+/// The same for words that umbra cannot be without: the frame table, rings.
+///
+/// # Errors
+/// [`NoTablePages`], as above.
+pub fn claim_words(chunk: Pa) -> Result<(), NoTablePages> {
     assert!(
         chunk.is_aligned(CHUNK) && is_plain(chunk.raw()),
         "{chunk} is not a plain chunk"
@@ -90,13 +106,28 @@ pub fn table(pa: Pa) -> &'static [AtomicU64; 512] {
     unsafe { &*((LINEAR + pa.raw()) as *const [AtomicU64; 512]) }
 }
 
+/// Lets `pa`, where nothing answers, be a page of a table, to see what becomes of it. False without memory
+/// for tables.
+pub fn pretend_table(pa: Pa) -> bool {
+    let va = LINEAR + pa.raw();
+    if !bit(&TABLES, pa.raw()) {
+        if mmu::map_pages(va, pa.raw(), 1, Kind::Memory).is_err() {
+            return false;
+        }
+        set_bit(&TABLES, pa.raw());
+    }
+    crate::lost::restore(pa);
+    true
+}
+
 /// Whether every word of a page of a table chunk can be read: an external abort is an answer here, not
 /// the end.
 pub fn is_readable(pa: Pa) -> bool {
     if !pa.is_aligned(PAGE) || !bit(&TABLES, pa.raw()) {
         return false;
     }
-    (0..PAGE / 8).all(|word| crate::copy::is_readable(LINEAR + pa.raw() + 8 * word))
+    !crate::lost::is_lost(pa)
+        && (0..PAGE / 8).all(|word| crate::copy::is_readable(LINEAR + pa.raw() + 8 * word))
 }
 
 /// Words of a run of pages within one table chunk (the frame table, rings).

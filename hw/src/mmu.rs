@@ -76,8 +76,10 @@ struct EarlyTables([[AtomicU64; 512]; EARLY]);
 static EARLY_TABLES: EarlyTables =
     EarlyTables([const { [const { AtomicU64::new(0) }; 512] }; EARLY]);
 
+/// Where the image lies in physical memory.
+static IMAGE: AtomicU64 = AtomicU64::new(0);
+
 struct Space {
-    image: u64,
     early_used: usize,
     donated: heapless_stack::Stack,
     next_device: u64,
@@ -118,7 +120,6 @@ static SPACE: SpinLock<Space> = SpinLock::new(
     "mmu",
     250,
     Space {
-        image: 0,
         early_used: 0,
         donated: heapless_stack::Stack::new(),
         next_device: DEVICES,
@@ -132,16 +133,16 @@ pub struct NoTablePages;
 /// Physical range of the image, from the load address found at boot.
 pub fn image() -> (Pa, u64) {
     let bytes = (&raw const __image_end) as u64 - (&raw const __image_start) as u64;
-    (Pa::new(SPACE.lock().image), bytes)
+    (Pa::new(IMAGE.load(Ordering::Acquire)), bytes)
 }
 
 /// Physical address of something in the image.
 pub(crate) fn image_pa(va: u64) -> u64 {
-    va - IMAGE_BASE + SPACE.lock().image
+    va - IMAGE_BASE + IMAGE.load(Ordering::Acquire)
 }
 
 pub(crate) fn init(image: u64) {
-    SPACE.lock().image = image;
+    IMAGE.store(image, Ordering::Release);
 }
 
 /// Pages at hand for tables of the kernel half.
@@ -155,31 +156,70 @@ pub fn donate(pa: Pa) -> bool {
     SPACE.lock().donated.push(pa.raw())
 }
 
-impl Space {
-    fn table(&self, pa: u64) -> &'static [AtomicU64; 512] {
-        let image_bytes = (&raw const __image_end) as u64 - IMAGE_BASE;
-        let va = match pa.checked_sub(self.image) {
-            Some(offset) if offset < image_bytes => IMAGE_BASE + offset,
-            _ => LINEAR + pa,
-        };
-        // SAFETY: `pa` is a table page of this half: one of the boot or early tables in the image,
-        // or a donated page, which is mapped in the linear map and given for this use alone.
-        unsafe { &*(va as *const [AtomicU64; 512]) }
-    }
+fn table(pa: u64) -> &'static [AtomicU64; 512] {
+    let image_bytes = (&raw const __image_end) as u64 - IMAGE_BASE;
+    let va = match pa.checked_sub(IMAGE.load(Ordering::Acquire)) {
+        Some(offset) if offset < image_bytes => IMAGE_BASE + offset,
+        _ => LINEAR + pa,
+    };
+    // SAFETY: `pa` is a table page of this half: one of the boot or early tables in the image,
+    // or a donated page, which is mapped in the linear map and given for this use alone.
+    unsafe { &*(va as *const [AtomicU64; 512]) }
+}
 
+fn root() -> u64 {
+    image_pa((&raw const __boot_tables) as u64 + 2 * 4096)
+}
+
+/// The entry that maps the page at `va`; `None` where there is no table of pages.
+pub(crate) fn page_entry(va: u64) -> Option<&'static AtomicU64> {
+    let mut at = root();
+    for level in 0..3 {
+        let descriptor = table(at)[(va >> (39 - 9 * level)) as usize & 511].load(Ordering::Acquire);
+        if descriptor & TABLE != TABLE {
+            return None;
+        }
+        at = descriptor & ADDRESS;
+    }
+    Some(&table(at)[(va >> 12) as usize & 511])
+}
+
+/// The physical address that `va` of umbra's half means; `None` where nothing is mapped.
+pub(crate) fn physical(va: u64) -> Option<u64> {
+    let mut at = root();
+    for level in 0..4 {
+        let shift = 39 - 9 * level;
+        let descriptor = table(at)[(va >> shift) as usize & 511].load(Ordering::Acquire);
+        let leaf = level == 3 || descriptor & TABLE == BLOCK;
+        at = descriptor & ADDRESS;
+        if descriptor & VALID == 0 {
+            return None;
+        }
+        if leaf {
+            return Some(at + (va & ((1 << shift) - 1)));
+        }
+    }
+    None
+}
+
+/// What maps a page of memory at `pa`.
+pub(crate) fn memory_page(pa: u64) -> u64 {
+    pa | Kind::Memory.attributes() | PAGE
+}
+
+impl Space {
     fn new_table(&mut self) -> Result<u64, NoTablePages> {
         if self.early_used < EARLY {
             let va = (&raw const EARLY_TABLES.0[self.early_used]) as u64;
             self.early_used += 1;
-            return Ok(va - IMAGE_BASE + self.image);
+            return Ok(image_pa(va));
         }
         self.donated.pop().ok_or(NoTablePages)
     }
 
     /// The entry for `va` at level 3, or at level 2 when `block`.
     fn entry(&mut self, va: u64, block: bool) -> Result<&'static AtomicU64, NoTablePages> {
-        let root = (&raw const __boot_tables) as u64 + 2 * 4096 - IMAGE_BASE + self.image;
-        let mut table = self.table(root);
+        let mut table = self::table(root());
         let last = if block { 2 } else { 3 };
         for level in 0..last {
             let entry = &table[(va >> (39 - 9 * level)) as usize & 511];
@@ -192,7 +232,7 @@ impl Space {
                 descriptor & TABLE == TABLE,
                 "a block lies where {va:#x} needs a table"
             );
-            table = self.table(descriptor & ADDRESS);
+            table = self::table(descriptor & ADDRESS);
         }
         Ok(&table[(va >> (39 - 9 * last)) as usize & 511])
     }

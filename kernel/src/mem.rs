@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use umbra_arm64::Pa;
+use umbra_arm64::{Pa, Tag};
 use umbra_frames::{CHUNK_ORDER, FRAME, Frames, Owner, Pool, Released, Standing};
 use umbra_hw::sync::SpinLock;
 use umbra_linux::Errno;
@@ -53,8 +53,7 @@ pub(crate) fn init(ram: &[(Pa, u64)], reserved: &[(Pa, u64)]) {
         })
         .expect("there is room for the frame table");
     for chunk in (table..table + bytes).step_by(chunk_size as usize) {
-        umbra_hw::mem::claim_tables(Pa::new(chunk))
-            .expect("the early tables cover the frame table");
+        umbra_hw::mem::claim_words(Pa::new(chunk)).expect("the early tables cover the frame table");
     }
     let words = umbra_hw::mem::words(Pa::new(table), (high - low) / FRAME * 8);
     for word in words {
@@ -175,10 +174,47 @@ pub(crate) fn is_sound_table(pa: Pa) -> bool {
 
 /// A table page that is not sound has been cut off. If it is a page at all, it is retired.
 pub(crate) fn give_up_table(pa: Pa) {
-    if owner(pa) == Some(Owner::Table) {
-        retire(pa);
+    if give_up_root(pa) {
         release(pa);
     }
+}
+
+/// The same for a page of a root, which is given back later with the others. Whether it is a page at all.
+pub(crate) fn give_up_root(pa: Pa) -> bool {
+    let is_page = owner(pa) == Some(Owner::Table);
+    if is_page {
+        crate::poison::found(pa);
+        retire(pa);
+    }
+    umbra_hw::lost::forget(pa);
+    is_page
+}
+
+/// What the frames of a table, and of a process's memory, are labelled with.
+fn label_of(tag: Tag) -> u32 {
+    match tag {
+        Tag::Vmid(vmid) => 1 << 16 | u32::from(vmid.number()),
+        Tag::Asid(asid) => 2 << 16 | u32::from(asid.number()),
+    }
+}
+
+/// Takes `2^order` frames of plain memory for the process with this tag.
+pub(crate) fn allocate_for(order: u8, tag: Tag) -> Option<Pa> {
+    let pa = allocate_plain(order, Owner::Anonymous)?;
+    with(|frames| frames.label(pa, label_of(tag)));
+    Some(pa)
+}
+
+/// A root that was replaced: no sweep frees it.
+pub(crate) fn unlabel(pa: Pa) {
+    with(|frames| frames.label(pa, 0));
+}
+
+/// Frees every frame of a tag that nothing leads to any more: `reached` tells what is led to. The caller holds
+/// the lock of what has the tag, and no TLB knows what is freed.
+pub(crate) fn sweep(tag: Tag, reached: impl FnOnce(&mut dyn FnMut(Pa))) -> u64 {
+    reached(&mut |pa| with(|frames| frames.mark(pa)));
+    with(|frames| frames.sweep(label_of(tag)))
 }
 
 /// The allocated block that `pa` lies in: its first address and its order.
@@ -234,7 +270,7 @@ pub(crate) fn top_up() {
         feed_heap();
     }
     while umbra_hw::table_pages_left() < TABLE_PAGES_LOW {
-        let Some(page) = allocate_words(0, Owner::Table) else {
+        let Some(page) = allocate_words(0, Owner::Kernel) else {
             return;
         };
         if !umbra_hw::donate(page) {
@@ -253,12 +289,22 @@ impl Tables for TablePages {
         umbra_hw::mem::table(pa)
     }
 
-    fn alloc(&self, pages: usize) -> Result<Pa, NoMemory> {
+    fn alloc(&self, pages: usize, tag: Tag) -> Result<Pa, NoMemory> {
         let order = pages.next_power_of_two().trailing_zeros() as u8;
-        allocate_words(order, Owner::Table).ok_or(NoMemory)
+        let pa = allocate_words(order, Owner::Table).ok_or(NoMemory)?;
+        with(|frames| frames.label(pa, label_of(tag)));
+        Ok(pa)
     }
 
-    fn free(&self, pa: Pa, _pages: usize) {
-        release(pa);
+    fn free(&self, pa: Pa, pages: usize) {
+        for page in 0..pages as u64 {
+            let page = Pa::new(pa.raw() + page * FRAME);
+            if umbra_hw::lost::is_lost(page) {
+                give_up_root(page);
+            }
+        }
+        if owner(pa) == Some(Owner::Table) {
+            release(pa);
+        }
     }
 }

@@ -65,6 +65,13 @@ pub(crate) fn corrected(pa: Pa) {
     log::info!("memory error at {pa}: corrected ({count} so far)");
 }
 
+/// umbra found a page of a table bad. It is its owner's to take from where it is.
+pub(crate) fn found(pa: Pa) {
+    if REGISTRY.lock().report(pa.align_down(FRAME), Poison::Known) == Reported::New {
+        log::warn!("memory error at {pa}: a page of tables");
+    }
+}
+
 /// The frame of `pa` is bad. `ENXIO`: not memory that umbra could take from anybody; `ENOMEM`: no
 /// memory to cut its block, and nothing has changed for its user.
 pub(crate) fn report(pa: Pa, poison: Poison) -> Result<(), Errno> {
@@ -148,6 +155,9 @@ pub(crate) fn break_on_purpose(mm: &Mm, text: &[u8]) -> Result<(), Errno> {
         b"shadow-table" => Breakage::Shadow,
         b"vncr" => Breakage::Vncr,
         page => {
+            if let Some(at) = page.strip_prefix(b"process-table ") {
+                return mm.misdirect_table(Hva::new(number(at)?), NOWHERE);
+            }
             let at = page.strip_prefix(b"page ").ok_or(Errno::EINVAL)?;
             return mm.misdirect(Hva::new(number(at)?), NOWHERE);
         }

@@ -152,7 +152,7 @@ fn allocate(order: u8) -> Option<(u64, u64)> {
     for chunk in (base.raw()..base.raw() + bytes).step_by(CHUNK as usize) {
         mem::top_up();
         // What was claimed stays so, and is lost: that is once, at boot.
-        umbra_hw::mem::claim_tables(Pa::new(chunk)).ok()?;
+        umbra_hw::mem::claim_words(Pa::new(chunk)).ok()?;
     }
     Some(Ring::of(base, bytes))
 }

@@ -4,7 +4,7 @@
 //! ```text
 //! 63  60 59   56 55 51 50   49            25 24             0
 //! state  owner   order pool prev (free head)  next (free head)
-//!                           -                 references (allocated head)
+//!                           bad, mark, label  references (allocated head)
 //! ```
 //!
 //! What always holds: every frame of RAM is in exactly one block; the block's first frame (its
@@ -15,6 +15,9 @@
 //!
 //! There are two pools: *plain* memory that umbra does not map, and *table* memory that it does.
 //! Whole chunks move from plain to table by [`Frames::convert`]; nothing moves back.
+//!
+//! An allocated block can have a *label*: whose table, or whose memory, it is. Where what said so is lost,
+//! the label finds what has been left behind ([`Frames::sweep`]).
 //!
 //! The table is not locked in itself: the owner holds one lock round every call.
 #![no_std]
@@ -90,6 +93,12 @@ const LINK_MASK: u64 = (1 << LINK_BITS) - 1;
 const REFERENCES: u64 = (1 << 24) - 1;
 /// A frame in use that is bad. Free heads have links there, and are never bad.
 const BAD: u64 = 1 << 49;
+/// An allocated head that a sweep is to leave where it is.
+const MARK: u64 = 1 << 48;
+const LABEL_SHIFT: u32 = 25;
+/// Labels are smaller.
+pub const LABELS: u32 = 1 << 23;
+const LABEL_MASK: u64 = LABELS as u64 - 1;
 
 #[derive(Clone, Copy)]
 struct Word(u64);
@@ -320,6 +329,43 @@ impl<'a> Frames<'a> {
         Some(self.pa(index))
     }
 
+    /// Labels an allocated block; 0 is no label.
+    pub fn label(&mut self, pa: Pa, label: u32) {
+        let (index, word) = self.head(pa);
+        let kept = word.0 & !(LABEL_MASK << LABEL_SHIFT);
+        let label = u64::from(label) & LABEL_MASK;
+        self.set(index, Word(kept | label << LABEL_SHIFT));
+    }
+
+    /// The next [`Frames::sweep`] of its label leaves the allocated block that `pa` lies in alone.
+    pub fn mark(&mut self, pa: Pa) {
+        if let Some(index) = self.block_of(pa).and_then(|(head, ..)| self.index(head)) {
+            self.set(index, Word(self.word(index).0 | MARK));
+        }
+    }
+
+    /// Frees every allocated block with `label` that was not marked, whatever references it has, and takes the
+    /// marks off the others. Answers how many frames that were. Looks at every frame there is.
+    pub fn sweep(&mut self, label: u32) -> u64 {
+        let (mut index, mut swept) = (0, 0);
+        while index < self.words.len() {
+            let word = self.word(index);
+            let mine = word.state() == State::Allocated
+                && word.0 >> LABEL_SHIFT & LABEL_MASK == u64::from(label);
+            if mine && word.0 & MARK != 0 {
+                self.set(index, Word(word.0 & !MARK));
+            } else if mine {
+                swept += 1 << word.order();
+                self.free_block(index, word.order(), word.pool());
+            }
+            index += match word.state() {
+                State::FreeHead | State::Allocated => 1 << word.order(),
+                State::Reserved | State::Tail | State::Retired => 1,
+            };
+        }
+        swept
+    }
+
     /// The allocated block that `pa` lies in: its first address, order and owner.
     pub fn block_of(&self, pa: Pa) -> Option<(Pa, u8, Owner)> {
         for order in 0..=MAX_ORDER {
@@ -458,8 +504,8 @@ impl<'a> Frames<'a> {
     pub fn split(&mut self, pa: Pa) {
         let (index, word) = self.head(pa);
         let Some(owner) = word.owner() else { return };
-        let single =
-            Word::new(State::Allocated, owner as u64, 0, word.pool()).0 | word.0 & REFERENCES;
+        let kept = word.0 & (REFERENCES | LABEL_MASK << LABEL_SHIFT);
+        let single = Word::new(State::Allocated, owner as u64, 0, word.pool()).0 | kept;
         for frame in index..index + (1 << word.order()) {
             let bad = self.word(frame).0 & BAD;
             self.set(frame, Word(single & !BAD | bad));
@@ -613,6 +659,41 @@ mod tests {
         assert_eq!(frames.retire(Pa::new(0x0c80_0000)), Standing::Reserved);
         assert_eq!(frames.retire(Pa::new(0x4000_0000)), Standing::Reserved);
         assert!(!frames.is_bad(Pa::new(0x4000_0000)));
+    }
+
+    #[test]
+    fn what_was_left_behind_is_found_by_its_label() {
+        let words = words(1024);
+        let mut frames = Frames::new(&words, Pa::new(0));
+        frames.add(Pa::new(0), Pa::new(1024 * FRAME));
+        let mut take = |order, label| {
+            let pa = frames.allocate(order, Pool::Plain, Owner::Anonymous);
+            frames.label(pa.unwrap(), label);
+            pa.unwrap()
+        };
+        let (block, page, other) = (take(9, 5), take(0, 5), take(0, 6));
+        let (lost, bad) = (take(3, 5), take(0, 5));
+        let unlabelled = frames.allocate(0, Pool::Plain, Owner::Heap).unwrap();
+        frames.split(block);
+        frames.hold(lost);
+        frames.retire(bad);
+        for kept in [page, other, Pa::new(block.raw() + 17 * FRAME + 8)] {
+            frames.mark(kept);
+        }
+        // 511 pages of the block, 8 of what was lost, the bad one.
+        assert_eq!(frames.sweep(5), 520);
+        for kept in [page, other, unlabelled, Pa::new(block.raw() + 17 * FRAME)] {
+            assert!(frames.block_of(kept).is_some(), "{kept}");
+        }
+        for gone in [lost, block, bad] {
+            assert!(frames.block_of(gone).is_none(), "{gone}");
+        }
+        assert_eq!(frames.retired_frames(), 1);
+        assert_eq!(frames.free_frames(Pool::Plain), 1024 - 5);
+        // A mark holds once.
+        assert_eq!(frames.sweep(5), 2);
+        assert_eq!((frames.sweep(6), frames.sweep(6)), (0, 1));
+        assert_eq!(frames.references(unlabelled), 1);
     }
 
     #[test]

@@ -49,6 +49,7 @@ mod model;
 
 pub use format::{Attrs, El20, Format, Memory, S2};
 pub use geometry::Geometry;
+pub use heal::Healed;
 pub use map::{Broken, Completed, Make, MapError, Mapped};
 pub use range::Change;
 pub use seam::{NoMemory, Tables};

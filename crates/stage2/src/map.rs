@@ -287,7 +287,7 @@ impl<F: Format, A: Address> PageTable<F, A> {
         let granule = self.config.geometry.granule();
         let (mut top, mut at, mut pages) = (word, level, 0);
         while at > spot.level {
-            let table = match tables.alloc(1) {
+            let table = match tables.alloc(1, self.config.tag) {
                 Ok(table) => table,
                 Err(NoMemory) => {
                     if let (Entry::Table(table), Some(next)) =

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use umbra_arm64::{Address, Granule, Level, Pa};
+use umbra_arm64::{Address, Granule, Level, Pa, Tag};
 
 use crate::{
     entry::{self, AF, Entry},
@@ -128,7 +128,14 @@ impl<F: Format, A: Address> PageTable<F, A> {
         let block = Span::of_entry(addr, granule.level_bytes(spot.level));
         let mut pages = 0;
         let table = build(
-            granule, spot.word, spot.level, block, span, carve, tables, &mut pages,
+            (granule, self.config.tag),
+            spot.word,
+            spot.level,
+            block,
+            span,
+            carve,
+            tables,
+            &mut pages,
         )?;
         self.table_pages += pages;
         let gone = match carve {
@@ -199,7 +206,7 @@ impl<F: Format, A: Address> PageTable<F, A> {
     reason = "a recursion over one block: the arguments are its state"
 )]
 fn build(
-    granule: Granule,
+    (granule, tag): (Granule, Tag),
     word: u64,
     level: Level,
     block: Span,
@@ -209,7 +216,7 @@ fn build(
     pages: &mut usize,
 ) -> Result<Pa, NoMemory> {
     let below = level.next().ok_or(NoMemory)?;
-    let table = tables.alloc(1)?;
+    let table = tables.alloc(1, tag)?;
     *pages += 1;
     let (step, pa, attrs) = (
         granule.level_bytes(below),
@@ -233,7 +240,16 @@ fn build(
                 Carve::Attrs(bits) => entry::leaf(output, below, bits | attrs & AF),
             }
         } else {
-            match build(granule, same, below, part, span, carve, tables, pages) {
+            match build(
+                (granule, tag),
+                same,
+                below,
+                part,
+                span,
+                carve,
+                tables,
+                pages,
+            ) {
                 Ok(child) => entry::table(child),
                 Err(NoMemory) => {
                     free_tree(table, below, granule, tables);

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::AtomicU64;
 
-use umbra_arm64::Pa;
+use umbra_arm64::{Pa, Tag};
 
 /// No table page could be had. The operation that reports it has changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub trait Tables {
     fn table(&self, pa: Pa) -> &[AtomicU64];
 
     /// Allocates `pages` contiguous zeroed table pages, aligned to their total size (`pages` is a
-    /// power of two, at most 16).
-    fn alloc(&self, pages: usize) -> Result<Pa, NoMemory>;
+    /// power of two, at most 16), for the table that has `tag`.
+    fn alloc(&self, pages: usize, tag: Tag) -> Result<Pa, NoMemory>;
 
     /// Takes back what one call of `alloc` gave.
     fn free(&self, pa: Pa, pages: usize);

@@ -118,7 +118,7 @@ impl<F: Format, A: Address> PageTable<F, A> {
         let pages = config.geometry.root_tables();
         Ok(Self {
             config,
-            root: tables.alloc(pages)?,
+            root: tables.alloc(pages, config.tag)?,
             mapped_bytes: 0,
             table_pages: pages,
             next_ticket: 1,

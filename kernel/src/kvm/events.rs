@@ -44,7 +44,7 @@ fn record(vcpu: &Vcpu, world: World, event: impl FnOnce() -> Event) {
 #[cold]
 #[inline(never)]
 fn outlined(vcpu: &Vcpu, world: World, event: impl FnOnce() -> Event) {
-    let who = Who::guest(storey(world), vcpu.id as u16, vm_number(vcpu.vm.vttbr));
+    let who = Who::guest(storey(world), vcpu.id as u16, vm_number(vcpu.vm.vttbr()));
     trace::record(who, event);
 }
 

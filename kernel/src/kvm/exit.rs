@@ -107,14 +107,20 @@ fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) ->
     {
         // The reverse map grows by this, and a guest may fault without ever leaving to the VMM.
         crate::mem::top_up();
-        return nested::shadow_fault(vcpu, state, esr, fault);
+        let next = nested::shadow_fault(vcpu, state, esr, fault);
+        sea::follow(vcpu, state);
+        return next;
     }
     match classify::<Ipa>(esr, Gva::new(far), Some(Hpfar::new(hpfar)), context) {
-        Abort::Stage2(fault) => fault::stage2(vcpu, state, esr, fault),
+        Abort::Stage2(fault) => {
+            let next = fault::stage2(vcpu, state, esr, fault);
+            sea::follow(vcpu, state);
+            next
+        }
         Abort::Sea(sea) => sea::met(vcpu, state, &sea),
         Abort::SError(effect) => serror_effect(vcpu, state, effect),
         Abort::TlbConflict => {
-            umbra_hw::tlb::Stage2::with(vcpu.vm.vttbr, umbra_hw::tlb::Stage2::all);
+            umbra_hw::tlb::Stage2::with(vcpu.vm.vttbr(), umbra_hw::tlb::Stage2::all);
             Next::Guest
         }
         Abort::UnsupportedExclusive { gva } => {

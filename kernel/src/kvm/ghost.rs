@@ -4,6 +4,8 @@
 //!
 //! It holds for the whole machine, since hardware's TLB does. In other builds nothing of it is there.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use umbra_arm64::{Ipa, Level, Pa, Rights};
 use umbra_hw::sync::SpinLock;
 use umbra_hw::tlb::Issued;
@@ -59,9 +61,16 @@ pub(super) fn prepare() {
 
 #[inline(always)]
 fn with(work: impl FnOnce(&mut Ghosts)) {
+    /// How many pages of tables had been lost when somebody last looked.
+    static LOST: AtomicU64 = AtomicU64::new(0);
     if cfg!(debug_assertions)
         && let Some(ghosts) = GHOSTS.lock().as_mut()
     {
+        let lost = umbra_hw::lost::generation();
+        if LOST.swap(lost, Ordering::Relaxed) != lost {
+            // With each, every TLB forgot everything of guests.
+            (0..=u16::MAX).for_each(|vmid| ghosts.struck_all(vmid));
+        }
         work(ghosts);
     }
 }

@@ -4,15 +4,20 @@
 //! space for the page and maps it under both, and the address space calls [`Memory::invalidate`]
 //! before a page changes. So the stage 2 never maps what the VMM no longer does.
 
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use umbra_abort::{SizeRequest, Stage2Kind, mapping_size};
-use umbra_arm64::{Granule, Ipa, Level, Pa, Rights, Tag, Vmid};
+use umbra_arm64::{Address, Granule, Ipa, Level, Pa, Rights, Tag, Vmid};
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
 use umbra_hw::tlb;
 use umbra_linux::vma::Span;
 use umbra_stage2::dirty::DirtyLog;
 use umbra_stage2::{
-    Attrs, Canonical, Config, Geometry, MapError, Mapped, NoMemory, S2, Scope, TlbRequest,
+    Attrs, Canonical, Config, Geometry, MapError, Mapped, NoMemory, PageTable, S2, Scope,
+    TlbRequest,
 };
 use umbra_trace::UnmapReason;
 
@@ -51,11 +56,15 @@ pub(super) struct Memory {
     /// `None` only while the VM is being dropped.
     table: Option<Canonical>,
     vttbr: u64,
+    /// The same word for who has not the lock.
+    shown_vttbr: Arc<AtomicU64>,
+    /// Roots that went bad: CPUs may have them loaded until the VM ends.
+    old_roots: Vec<Pa>,
+    /// How many pages of tables had been lost, in the machine, when these were last looked at.
+    healed_at: u64,
     /// The same tables under a second VMID, for what a guest hypervisor runs without a stage 2 of its
     /// own: the two have different stage-1 entries for the same addresses.
     below: Option<u64>,
-    /// A test has broken a table on purpose.
-    broken: bool,
     /// Under which of the guest hypervisor's VMIDs it last ran something so.
     below_vmid: u16,
     vmid_bits: u32,
@@ -186,6 +195,48 @@ pub(super) fn invalidate_under(vttbr: u64, request: &TlbRequest) {
     });
 }
 
+/// Cuts unsound pages off a table, and frees what hung below them. Answers how many there were, and the root
+/// that was replaced, if it was. `more_lost`: umbra has met some itself.
+pub(super) fn heal_table<A: Address>(
+    table: &mut PageTable<S2, A>,
+    more_lost: bool,
+    invalidate: impl FnMut(&TlbRequest),
+) -> (usize, Option<Pa>) {
+    let root = table.root();
+    let end = root.checked_add(table.geometry().root_tables() as u64 * 4096);
+    let healed = table.cut_unsound(&TablePages, &mut mem::is_sound_table, &mut |page, _, _| {
+        if page >= root && Some(page) < end {
+            mem::give_up_root(page);
+        } else {
+            mem::give_up_table(page);
+        }
+    });
+    healed.work.finish(&TablePages, invalidate);
+    if let Some(old) = healed.old_root {
+        ROOTS.fetch_add(1, Ordering::AcqRel);
+        mem::unlabel(old);
+    }
+    if healed.orphans || more_lost {
+        mem::sweep(table.tag(), |reach| {
+            table.visit_tables(&TablePages, &mut |page| reach(page));
+        });
+    }
+    (healed.cuts, healed.old_root)
+}
+
+/// How often a root was replaced, in the machine.
+static ROOTS: AtomicU64 = AtomicU64::new(0);
+
+/// What changes when a root was replaced somewhere: then vCPUs look whether theirs is.
+pub(super) fn roots_replaced() -> u64 {
+    ROOTS.load(Ordering::Acquire)
+}
+
+/// VTTBR_EL2 with another root.
+pub(super) fn moved(vttbr: u64, root: Pa) -> u64 {
+    vttbr & 0xffff << 48 | root.raw()
+}
+
 impl Memory {
     /// No slots, an empty table. `None` when memory or VMIDs are out.
     pub(super) fn new(machine: &Machine, ipa_bits: u8) -> Option<Self> {
@@ -202,8 +253,10 @@ impl Memory {
             slots: Slots::new(),
             table: Some(table),
             vttbr,
+            shown_vttbr: Arc::new(AtomicU64::new(vttbr)),
+            old_roots: Vec::new(),
+            healed_at: umbra_hw::lost::generation(),
             below: None,
-            broken: false,
             below_vmid: 0,
             ahead: AheadCounts::default(),
             shadows: Shadows::new(events::vm_number(vttbr)),
@@ -232,6 +285,11 @@ impl Memory {
     /// VTTBR_EL2 of the canonical table under either VMID.
     pub(super) fn vttbrs(&self) -> (u64, Option<u64>) {
         (self.vttbr, self.below)
+    }
+
+    /// VTTBR_EL2 of the canonical table, as it is whenever somebody looks.
+    pub(super) fn shown_vttbr(&self) -> Arc<AtomicU64> {
+        self.shown_vttbr.clone()
     }
 
     /// VTTBR_EL2 of the canonical table.
@@ -347,7 +405,6 @@ impl Memory {
     }
 
     fn evict(&mut self, base: Ipa, bytes: u64) {
-        self.mend();
         self.shadows.forget(base, bytes);
         let Self { table, ahead, .. } = self;
         if let Some(table) = table {
@@ -397,30 +454,34 @@ impl Memory {
     }
 
     /// Cuts table pages that cannot be trusted off the VM's tables, canonical and shadows: faults fill
-    /// them again, and the guest never knows. Answers how many there were.
+    /// them again, and the guest never knows. A root is replaced, and who has it loaded follows
+    /// (`sea::follow`). Answers how many there were.
     pub(super) fn heal(&mut self) -> usize {
-        self.broken = false;
+        let lost = umbra_hw::lost::generation();
+        let more_lost = core::mem::replace(&mut self.healed_at, lost) != lost;
         let vttbr = (self.vttbr, self.below);
-        let table = self.table();
-        let (cuts, work) = table.cut_unsound(
-            &TablePages,
-            &mut mem::is_sound_table,
-            &mut mem::give_up_table,
-        );
-        work.finish(&TablePages, invalidate_tlb(vttbr));
+        let (cuts, old) = heal_table(self.table(), more_lost, invalidate_tlb(vttbr));
+        if let Some(old) = old {
+            let root = self.table().root();
+            self.vttbr = moved(self.vttbr, root);
+            self.below = self.below.map(|below| moved(below, root));
+            self.shown_vttbr.store(self.vttbr, Ordering::Release);
+            self.old_roots.push(old);
+        }
         if cuts > 0 {
             log::warn!("{cuts} pages of a VM's stage 2 were bad: made anew");
         }
-        let shadows = self.shadows.heal();
+        let shadows = self.shadows.heal(more_lost);
         if shadows > 0 {
             log::warn!("{shadows} pages of a VM's shadows were bad: made anew");
         }
         cuts + shadows
     }
 
-    /// What a test broke is for hardware to meet; where umbra is first, it is mended before.
-    fn mend(&mut self) {
-        if self.broken {
+    /// Pages of tables were lost since these were looked at: before anything is mapped, they are looked at
+    /// again, as what is written to a page that is lost reaches nobody.
+    pub(super) fn mend(&mut self) {
+        if self.healed_at != umbra_hw::lost::generation() {
             self.heal();
         }
     }
@@ -432,20 +493,18 @@ impl Memory {
 
     /// Breaks the canonical table, or the shadows, on purpose (`PageTable::misdirect`).
     pub(super) fn misdirect(&mut self, to: Pa, shadows: bool) {
-        self.mend();
         if shadows {
-            self.broken = true;
             return self.shadows.misdirect(to);
         }
-        self.broken = true;
         let vttbr = (self.vttbr, self.below);
-        if let Some(work) = self.table().misdirect(to, &TablePages) {
+        if let Some(work) = self.table().misdirect(None, to, &TablePages) {
             work.finish(&TablePages, invalidate_tlb(vttbr));
         }
     }
 
     /// Sets the access flag of the leaf at `ipa`.
     pub(super) fn make_young(&mut self, ipa: Ipa) {
+        self.mend();
         self.table().make_young(ipa, &TablePages);
         tlb::publish();
     }
@@ -468,6 +527,7 @@ impl Memory {
         if self.slot_at(ipa) != Some(*slot) {
             return Err(NotMapped::Retry);
         }
+        self.mend();
         let hva = slot.hva_of(ipa).ok_or(NotMapped::Retry)?;
         let size = mapping_size(&SizeRequest {
             granule: Granule::K4,
@@ -567,6 +627,9 @@ impl Drop for Memory {
     fn drop(&mut self) {
         self.mend();
         self.shadows.destroy();
+        for root in self.old_roots.drain(..) {
+            mem::release(root);
+        }
         if let Some(table) = self.table.take() {
             let vttbr = (self.vttbr, self.below);
             for vttbr in core::iter::once(vttbr.0).chain(vttbr.1) {

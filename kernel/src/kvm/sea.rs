@@ -20,8 +20,10 @@ use umbra_arm64::{Ec, Esr, Gva, Hva, Ipa, L2Ipa, Level, Pa};
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_kvm_abi::exit::{ArmSeaExit, Exit as VmmExit};
 use umbra_linux::Errno;
+use umbra_nested::shadow::ContextId;
 use umbra_trace::{Owner, SeaPath};
 
+use super::memory::{self, Memory};
 use super::run::Next;
 use super::vcpu::{State, Vcpu};
 use super::{events, inject, loaded};
@@ -95,14 +97,33 @@ fn heal(vcpu: &Arc<Vcpu>, state: &State) -> bool {
     let (cuts, root) = {
         let mut memory = vcpu.vm.memory.lock();
         let cuts = memory.heal();
-        let root = match (state.world, shadow) {
-            (World::Nested, Some(id)) => memory.shadows.vttbr_of(id),
-            // Its guest hypervisor has several of them; they share the canonical root.
-            (World::Nested, None) => None,
-            (World::Plain | World::VirtualEl2, _) => Some(memory.vttbr()),
-        };
-        (cuts, root)
+        (cuts, root(&mut memory, state.world, shadow))
     };
+    reload(vcpu, root) || cuts > 0
+}
+
+/// VTTBR_EL2 of what runs.
+fn root(memory: &mut Memory, world: World, shadow: Option<ContextId>) -> Option<u64> {
+    match (world, shadow) {
+        (World::Nested, Some(id)) => memory.shadows.vttbr_of(id),
+        (World::Nested, None) => memory.vttbrs().1,
+        (World::Plain | World::VirtualEl2, _) => Some(memory.vttbr()),
+    }
+}
+
+/// A fault was dealt with. If a root was replaced anywhere since the last one, this vCPU's may have been, and the
+/// old one maps nothing.
+pub(super) fn follow(vcpu: &Arc<Vcpu>, state: &mut State) {
+    let replaced = memory::roots_replaced();
+    if core::mem::replace(&mut state.roots_replaced, replaced) != replaced {
+        let shadow = vcpu.hw.lock().shadow;
+        let root = root(&mut vcpu.vm.memory.lock(), state.world, shadow);
+        reload(vcpu, root);
+    }
+}
+
+/// Loads the root that umbra's own books say, if it is another. Whether it was.
+fn reload(vcpu: &Arc<Vcpu>, root: Option<u64>) -> bool {
     let loaded = vcpu.hw.lock().vttbr;
     let misled = root.is_some_and(|root| root != loaded);
     if let Some(root) = root.filter(|_| misled) {
@@ -110,7 +131,7 @@ fn heal(vcpu: &Arc<Vcpu>, state: &State) -> bool {
         loaded::put(vcpu);
         vcpu.hw.lock().vttbr = root;
     }
-    cuts > 0 || misled
+    misled
 }
 
 /// The host's, and nothing of it is found to be bad: the tables are dropped once, and made anew; if that

@@ -75,6 +75,8 @@ pub(super) struct State {
     pub(super) pending_abort: bool,
     /// PC when the tables were last dropped because hardware's walk of them failed.
     pub(super) dropped_at: Option<u64>,
+    /// How often a root of tables had been replaced when this vCPU last looked (`sea::follow`).
+    pub(super) roots_replaced: u64,
     /// The abort that the last exit told the VMM of, until the guest runs on.
     pub(super) told: Option<super::sea::Told>,
     /// A pending virtual SError and its syndrome.
@@ -193,6 +195,7 @@ impl Vcpu {
                 pending_abort: false,
                 told: None,
                 dropped_at: None,
+                roots_replaced: 0,
                 pending_serror: None,
                 last_far: 0,
                 hcr: 0,
@@ -215,7 +218,7 @@ impl Vcpu {
                     shadow: None,
                     below: super::nested::Below::default(),
                     masks: Masks::default(),
-                    vttbr: vm.vttbr,
+                    vttbr: vm.vttbr(),
                     vncr_at: None,
                 },
             ),
@@ -366,7 +369,7 @@ impl Vcpu {
         hw.virtual_el2 = nested;
         hw.nested = nested;
         hw.masks = Masks::of(&state.id_regs);
-        hw.vttbr = self.vm.vttbr;
+        hw.vttbr = self.vm.vttbr();
         hw.regs.reset(&self.identity(), &state.features);
         hw.cpuif = CpuIf::default();
     }

@@ -61,7 +61,8 @@ pub(super) struct Vm {
     pub(super) ipa_bits: u8,
     pub(super) machine: Machine,
     pub(super) memory: SpinLock<Memory>,
-    pub(super) vttbr: u64,
+    /// VTTBR_EL2 of the canonical table.
+    vttbr: Arc<AtomicU64>,
     /// Every vCPU that was made, until the last file of the VM is closed ([`Open`]).
     vcpus: SpinLock<Vec<Arc<Vcpu>>>,
     /// Held while the number of vCPUs changes, or something is made that has as many parts.
@@ -103,7 +104,9 @@ impl Notifier for Vm {
         match what {
             Breakage::Table | Breakage::Shadow => {
                 let shadows = what == Breakage::Shadow;
-                self.memory.lock().misdirect(nowhere, shadows);
+                if umbra_hw::mem::pretend_table(nowhere) {
+                    self.memory.lock().misdirect(nowhere, shadows);
+                }
             }
             Breakage::Root | Breakage::Vncr => {
                 for vcpu in self.all_vcpus() {
@@ -129,7 +132,7 @@ impl Vm {
         let vm = Arc::new(Self {
             ipa_bits,
             machine,
-            vttbr: memory.vttbr(),
+            vttbr: memory.shown_vttbr(),
             memory: SpinLock::new("vm memory", 160, memory),
             vcpus: SpinLock::new("vcpus", 100, Vec::new()),
             settling: Mutex::new(()),
@@ -150,6 +153,11 @@ impl Vm {
         let weak: Weak<dyn Notifier> = Arc::downgrade(&vm) as Weak<dyn Notifier>;
         mm.add_notifier(weak);
         Ok(vm)
+    }
+
+    /// VTTBR_EL2 of the canonical table: its root changes if it goes bad, its VMID does not.
+    pub(super) fn vttbr(&self) -> u64 {
+        self.vttbr.load(Ordering::Acquire)
     }
 
     /// Whether its vCPUs have a virtual EL2.

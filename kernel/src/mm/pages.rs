@@ -2,12 +2,13 @@
 
 use alloc::vec::Vec;
 
-use umbra_arm64::{Hva, Pa, Rights};
+use umbra_abort::Poison;
+use umbra_arm64::{Hva, Pa, Rights, Tag};
 use umbra_frames::{CHUNK_ORDER, FRAME, Owner};
-use umbra_linux::vma::{BLOCK, Backing, HugeAdvice, Prot, Span, Vma};
+use umbra_linux::vma::{BLOCK, Backing, HugeAdvice, Prot, Span, USER_END, Vma};
 use umbra_stage2::{Attrs, MapError, Mapped, User};
 
-use super::space::{Inner, MmFault, PageView, invalidate};
+use super::space::{Inner, LostPages, MmFault, PageView, invalidate};
 use super::{FilePages, Object};
 use crate::mem::{self, TablePages};
 use crate::poison;
@@ -29,6 +30,11 @@ pub(super) fn bring_in(inner: &mut Inner, addr: Hva, access: Prot) -> Result<Pag
     if let Some(bad) = inner.bad.iter().find(|bad| bad.at == page) {
         return Err(MmFault::Poisoned(bad.frame, poison::consume(bad.frame)));
     }
+    if let Some(lost) = inner.lost.iter().find(|lost| lost.span.contains(page))
+        && !comes_again(&area, page)
+    {
+        return Err(MmFault::Poisoned(lost.table, Poison::Known));
+    }
     let block = addr.align_down(BLOCK);
     let whole = inner
         .bad
@@ -47,18 +53,76 @@ pub(super) fn bring_in(inner: &mut Inner, addr: Hva, access: Prot) -> Result<Pag
     }
 }
 
+/// Whether what the page holds is somewhere else too: in a file that it cannot differ from, or with umbra.
+fn comes_again(area: &Vma<Object>, page: Hva) -> bool {
+    match area.backing_at(page) {
+        Backing::Anon => false,
+        Backing::Private { .. } => !area.prot.contains(Prot::WRITE),
+        Backing::Shared { .. } => true,
+    }
+}
+
+/// Cuts unsound pages off the tables of a process: what hung on them is taken from its VMs, and freed. Answers
+/// how many there were. `more_lost`: umbra has met some itself.
+pub(super) fn heal(inner: &mut Inner, more_lost: bool) -> usize {
+    let mut gone = Vec::new();
+    let table = inner.table();
+    let root = table.root();
+    let healed = table.cut_unsound(
+        &TablePages,
+        &mut mem::is_sound_table,
+        &mut |page, at, bytes| {
+            if page == root {
+                mem::give_up_root(page);
+            } else {
+                mem::give_up_table(page);
+            }
+            gone.push((page, at, bytes.min(USER_END.saturating_sub(at))));
+        },
+    );
+    healed.work.finish(&TablePages, invalidate);
+    let tag = table.tag();
+    if let Some(old) = healed.old_root {
+        // No CPU can fill its TLB from it: it maps nothing. One that has it loads another when it faults.
+        mem::unlabel(old);
+        inner.old_roots.push(old);
+    }
+    for &(table, at, bytes) in &gone {
+        if let Some(span) = Span::new(Hva::new(at), bytes) {
+            log::warn!(
+                "{} bytes of a process at {} are lost with their table",
+                span.bytes(),
+                span.start()
+            );
+            inner.notify(span);
+            inner.lost.push(LostPages { span, table });
+        }
+    }
+    if healed.cuts > 0 || more_lost {
+        let Inner { table, bad, .. } = inner;
+        mem::sweep(tag, |reach| {
+            if let Some(table) = table {
+                table.visit_tables(&TablePages, &mut |page| reach(page));
+                table.visit(Hva::new(0), 1 << 48, &TablePages, |leaf| reach(leaf.pa));
+            }
+            bad.iter().for_each(|page| reach(page.frame));
+        });
+    }
+    healed.cuts
+}
+
 /// `whole`: no page of the block round `addr` is bad.
 fn fill(table: &mut User, area: &Vma<Object>, addr: Hva, whole: bool) -> Result<PageView, MmFault> {
     let page = addr.align_down(FRAME);
     match area.backing_at(addr) {
         Backing::Anon => {
             if let Some(block) = block_for(table, area, addr).filter(|_| whole)
-                && let Some(pa) = mem::allocate_plain(CHUNK_ORDER, Owner::Anonymous)
+                && let Some(pa) = mem::allocate_for(CHUNK_ORDER, table.tag())
             {
                 umbra_hw::mem::clear(pa, BLOCK);
                 return install(table, block, pa, BLOCK, area.prot);
             }
-            let pa = mem::allocate_plain(0, Owner::Anonymous).ok_or(MmFault::NoMemory)?;
+            let pa = mem::allocate_for(0, table.tag()).ok_or(MmFault::NoMemory)?;
             umbra_hw::mem::clear(pa, FRAME);
             install(table, page, pa, FRAME, area.prot)
         }
@@ -66,7 +130,7 @@ fn fill(table: &mut User, area: &Vma<Object>, addr: Hva, whole: bool) -> Result<
             object: Object::File(file),
             offset,
         } => {
-            let pa = fill_from_file(&*file, offset)?;
+            let pa = fill_from_file(&*file, offset, table.tag())?;
             if area.prot.contains(Prot::EXEC) {
                 umbra_hw::mem::sync_instructions(pa, FRAME);
             }
@@ -98,12 +162,12 @@ fn fill(table: &mut User, area: &Vma<Object>, addr: Hva, whole: bool) -> Result<
     }
 }
 
-fn fill_from_file(file: &dyn FilePages, offset: u64) -> Result<Pa, MmFault> {
+fn fill_from_file(file: &dyn FilePages, offset: u64, tag: Tag) -> Result<Pa, MmFault> {
     let mut bytes = alloc::vec![0u8; FRAME as usize];
     if !file.read_page(offset, &mut bytes) {
         return Err(MmFault::BeyondFile);
     }
-    let pa = mem::allocate_plain(0, Owner::Anonymous).ok_or(MmFault::NoMemory)?;
+    let pa = mem::allocate_for(0, tag).ok_or(MmFault::NoMemory)?;
     umbra_hw::mem::fill(pa, &bytes);
     Ok(pa)
 }

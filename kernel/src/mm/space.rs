@@ -2,6 +2,7 @@
 
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use umbra_abort::Poison;
 use umbra_arm64::{Asid, Granule, Hva, Pa, Tag};
@@ -14,7 +15,7 @@ use umbra_stage2::{Config, El20, Geometry, Scope, TlbRequest, User};
 
 use super::Object;
 use super::pages;
-use crate::mem::TablePages;
+use crate::mem::{self, TablePages};
 
 /// Where placement of new areas begins, downward; the stack lies above.
 const CEILING: u64 = 0x7fff_0000_0000;
@@ -132,6 +133,20 @@ pub(super) struct Inner {
     notifiers: Vec<Weak<dyn Notifier>>,
     /// Pages whose frames are bad: in no table, and held until they are unmapped.
     pub(super) bad: Vec<BadPage>,
+    /// Where nobody knows any more which frames the pages had, until they are unmapped.
+    pub(super) lost: Vec<LostPages>,
+    /// Roots that went bad: CPUs may have them loaded.
+    pub(super) old_roots: Vec<Pa>,
+    /// How many pages of tables had been lost, in the machine, when these were last looked at.
+    healed_at: u64,
+}
+
+/// Pages whose table went bad. What was in them is lost with it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LostPages {
+    pub(super) span: Span,
+    /// The frame of the table.
+    pub(super) table: Pa,
 }
 
 /// A page that was taken because its frame is bad.
@@ -145,7 +160,8 @@ pub(super) struct BadPage {
 pub(crate) struct Mm {
     inner: SpinLock<Inner>,
     asid: Asid,
-    root: Pa,
+    /// The root of the tables.
+    root: AtomicU64,
 }
 
 /// ASIDs in use: one bit each. 0 stands for "no process".
@@ -190,12 +206,15 @@ impl Mm {
             tag: Tag::Asid(asid),
         };
         let table = User::new(config, &TablePages).ok()?;
-        let root = table.root();
+        let root = AtomicU64::new(table.root().raw());
         let inner = Inner {
             areas: AddressSpace::new(Hva::new(CEILING), STACK_LIMIT),
             table: Some(table),
             notifiers: Vec::new(),
             bad: Vec::new(),
+            lost: Vec::new(),
+            old_roots: Vec::new(),
+            healed_at: umbra_hw::lost::generation(),
         };
         Some(Arc::new(Self {
             inner: SpinLock::new("mm", 150, inner),
@@ -206,12 +225,16 @@ impl Mm {
 
     /// Makes this the address space of the current CPU.
     pub(crate) fn load(&self) {
-        umbra_hw::aspace::load(self.root, self.asid.number());
+        umbra_hw::aspace::load(self.root(), self.asid.number());
     }
 
     /// Whether it is.
     pub(crate) fn is_loaded(&self) -> bool {
-        umbra_hw::aspace::current_root() == self.root
+        umbra_hw::aspace::current_root() == self.root()
+    }
+
+    fn root(&self) -> Pa {
+        Pa::new(self.root.load(Ordering::Acquire))
     }
 
     pub(super) fn lock(&self) -> SpinGuard<'_, Inner> {
@@ -313,6 +336,7 @@ impl Mm {
         f: impl FnOnce(PageView) -> R,
     ) -> Result<R, MmFault> {
         let mut inner = self.lock();
+        self.mend(&mut inner);
         let view = pages::bring_in(&mut inner, addr, access)?;
         umbra_hw::tlb::publish();
         Ok(f(view))
@@ -326,6 +350,7 @@ impl Mm {
         f: impl FnOnce(PageView, Present<'_>) -> R,
     ) -> Result<R, MmFault> {
         let mut inner = self.lock();
+        self.mend(&mut inner);
         let view = pages::bring_in(&mut inner, addr, access)?;
         umbra_hw::tlb::publish();
         Ok(f(view, Present(inner.table())))
@@ -360,13 +385,49 @@ impl Mm {
         Ok(Some(at))
     }
 
+    /// Cuts pages of the process's own tables off that cannot be trusted. Pages of files come again; of the others
+    /// nobody knows where they are, and who uses them is told. Answers how many there were.
+    pub(crate) fn heal(&self) -> usize {
+        let mut inner = self.lock();
+        self.heal_locked(&mut inner)
+    }
+
+    fn mend(&self, inner: &mut Inner) {
+        if inner.healed_at != umbra_hw::lost::generation() {
+            self.heal_locked(inner);
+        }
+    }
+
+    fn heal_locked(&self, inner: &mut Inner) -> usize {
+        let lost = umbra_hw::lost::generation();
+        let more_lost = core::mem::replace(&mut inner.healed_at, lost) != lost;
+        let cuts = pages::heal(inner, more_lost);
+        let root = inner.table().root();
+        if root != self.root() {
+            let was_loaded = self.is_loaded();
+            self.root.store(root.raw(), Ordering::Release);
+            if was_loaded {
+                self.load();
+            }
+        }
+        cuts
+    }
+
+    /// A thread of this process goes on here: by way of the root that the process has now.
+    pub(crate) fn follow(&self) {
+        if !self.is_loaded() {
+            self.load();
+        }
+    }
+
     fn notifiers(&self) -> Vec<Arc<dyn Notifier>> {
         let inner = self.lock();
         inner.notifiers.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Tells every VM that a table page of its may be bad.
+    /// A table page of the process, or of a VM of its, may be bad.
     pub(crate) fn heal_tables(&self) {
+        self.heal();
         for who in self.notifiers() {
             who.heal();
         }
@@ -377,6 +438,17 @@ impl Mm {
         for who in self.notifiers() {
             who.break_on_purpose(what);
         }
+    }
+
+    /// Lets the table of the page at `addr` lie where nothing answers.
+    pub(crate) fn misdirect_table(&self, addr: Hva, to: Pa) -> Result<(), Errno> {
+        if !umbra_hw::mem::pretend_table(to) {
+            return Err(Errno::ENOMEM);
+        }
+        let mut inner = self.lock();
+        let work = inner.table().misdirect(Some(addr), to, &TablePages);
+        work.ok_or(Errno::EFAULT)?.finish(&TablePages, invalidate);
+        Ok(())
     }
 
     /// Lets the page at `addr` name a physical address where nothing answers.
@@ -428,7 +500,7 @@ impl Inner {
             .expect("the table lives as long as the address space")
     }
 
-    fn notify(&mut self, span: Span) {
+    pub(super) fn notify(&mut self, span: Span) {
         if left_out(Safeguard::Notify) {
             return;
         }
@@ -451,6 +523,7 @@ impl Inner {
                 }
                 !goes
             });
+            self.lost = without(&self.lost, span);
         }
         if let Some(moved) = changes.moved {
             self.notify(moved.from);
@@ -463,6 +536,22 @@ impl Inner {
                     page.at = to;
                 }
             }
+            let from = moved.from;
+            let mut went: Vec<LostPages> = Vec::new();
+            for pages in &self.lost {
+                let start = pages.span.start().max(from.start());
+                let bytes = pages.span.end().min(from.end()).offset_from(start);
+                let to = start
+                    .offset_from(from.start())
+                    .and_then(|offset| moved.to.checked_add(offset));
+                if let (Some(bytes), Some(to)) = (bytes, to)
+                    && let Some(span) = Span::new(to, bytes)
+                {
+                    went.push(LostPages { span, ..*pages });
+                }
+            }
+            self.lost = without(&self.lost, from);
+            self.lost.append(&mut went);
         }
         for &(span, prot) in &changes.protect {
             self.notify(span);
@@ -471,14 +560,42 @@ impl Inner {
     }
 }
 
+/// What of lost pages lies outside `span`.
+fn without(lost: &[LostPages], span: Span) -> Vec<LostPages> {
+    let mut left = Vec::new();
+    for pages in lost {
+        let (start, end) = (pages.span.start(), pages.span.end());
+        for (from, to) in [(start, end.min(span.start())), (start.max(span.end()), end)] {
+            if let Some(span) = to
+                .offset_from(from)
+                .and_then(|bytes| Span::new(from, bytes))
+            {
+                left.push(LostPages { span, ..*pages });
+            }
+        }
+    }
+    left
+}
+
 impl Drop for Mm {
     fn drop(&mut self) {
         let inner = self.inner.get_mut();
         if let Some(table) = inner.table.take() {
+            let tag = table.tag();
             pages::destroy(table);
+            if inner.healed_at != umbra_hw::lost::generation() {
+                // A table may have been lost that its pages hung on.
+                let bad = core::mem::take(&mut inner.bad);
+                tlb::Process::everything();
+                mem::sweep(tag, |reach| bad.iter().for_each(|page| reach(page.frame)));
+                inner.bad = bad;
+            }
         }
         for page in inner.bad.drain(..) {
             pages::release(page.frame, 4096);
+        }
+        for root in inner.old_roots.drain(..) {
+            mem::release(root);
         }
         tlb::Process::everything();
         let number = usize::from(self.asid.number());

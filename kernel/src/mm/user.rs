@@ -45,6 +45,10 @@ impl Mm {
                 Err(Fault::Abort { at, esr }) => {
                     // FSC 0x10–0x1f: an external abort, on the access or on the walk. The page is bad.
                     if esr & 0x30 == 0x10 {
+                        // Unless it was the walk of the process's own tables, which are looked at.
+                        if esr & 0x3c == 0x14 && self.heal() > 0 {
+                            continue;
+                        }
                         return Err(Failed::Poisoned);
                     }
                     self.fault(at, prot).map_err(|fault| match fault {

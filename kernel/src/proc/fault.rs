@@ -96,12 +96,19 @@ fn abort(thread: &UserThread, esr: u64, at: Hva, access: Prot) -> Option<(Hva, u
             return Some((at, esr));
         }
         fsc::EXTERNAL_WALK => {
+            if thread.process.mm().heal() > 0 {
+                // Made again: it faults, and what can be brought in again is.
+                return None;
+            }
             thread.memory_error(at);
             return Some((at, esr));
         }
         fsc::TRANSLATION | fsc::ACCESS_FLAG | fsc::PERMISSION => {
             match thread.process.mm().fault(at, access) {
-                Ok(()) => return None,
+                Ok(()) => {
+                    thread.process.mm().follow();
+                    return None;
+                }
                 Err(MmFault::NotMapped) => (Signal::SEGV, code::SEGV_MAPERR),
                 Err(MmFault::NotAllowed) => (Signal::SEGV, code::SEGV_ACCERR),
                 Err(MmFault::BeyondFile) => (Signal::BUS, code::BUS_ADRERR),

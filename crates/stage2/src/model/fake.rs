@@ -3,7 +3,7 @@
 use core::sync::atomic::AtomicU64;
 use std::{boxed::Box, cell::Cell, cell::OnceCell, vec::Vec};
 
-use umbra_arm64::{Granule, Pa};
+use umbra_arm64::{Granule, Pa, Tag};
 
 use crate::{NoMemory, Tables};
 
@@ -65,7 +65,7 @@ impl Tables for FakeTables {
             .expect("the engine uses a page it does not own")
     }
 
-    fn alloc(&self, pages: usize) -> Result<Pa, NoMemory> {
+    fn alloc(&self, pages: usize, _tag: Tag) -> Result<Pa, NoMemory> {
         assert!(pages.is_power_of_two() && pages <= 16);
         match self.fail_in.get() {
             Some(0) => {

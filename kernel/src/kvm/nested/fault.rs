@@ -293,6 +293,7 @@ fn resolve(
         Action::MakeYoung => {
             told(state, Resolution::Young);
             let mut memory = vcpu.vm.memory.lock();
+            memory.mend();
             memory.shadows.make_young(found.context, found.at);
             Next::Guest
         }
@@ -387,6 +388,7 @@ fn map(
         }
         synchronise(&leaf);
         let context = found.context.0;
+        memory.mend();
         memory.shadows.fill(found.context, &leaf, false)?;
         events::shadow_mapped(vcpu, context, &leaf, how);
         if size == Size::Page {

@@ -24,7 +24,9 @@ use umbra_trace::Shadowed;
 
 use super::super::events;
 use super::super::ghost::{self, Made};
-use super::super::memory::{Machine, NotMapped, give_vmid, invalidate_under, take_vmid};
+use super::super::memory::{
+    Machine, NotMapped, give_vmid, heal_table, invalidate_under, moved, take_vmid,
+};
 use crate::mem::{self, TablePages};
 
 /// Entries that are dropped under the lock at once where the work can be divided.
@@ -38,6 +40,8 @@ const END: u64 = 1 << 48;
 struct Context {
     table: Shadow,
     vttbr: u64,
+    /// Roots that went bad.
+    old_roots: Vec<Pa>,
 }
 
 /// What happened to shadows.
@@ -175,7 +179,14 @@ impl Shadows {
         let table = Shadow::new(config, &TablePages).ok()?;
         let vttbr = umbra_hw::tlb::vttbr(table.root(), vmid.number());
         let pages = table.table_pages();
-        match self.pool.insert(key, Context { table, vttbr }) {
+        match self.pool.insert(
+            key,
+            Context {
+                table,
+                vttbr,
+                old_roots: Vec::new(),
+            },
+        ) {
             Ok(id) => {
                 self.tables += pages;
                 self.counts.made += 1;
@@ -525,7 +536,8 @@ impl Shadows {
 
     /// Cuts table pages that cannot be trusted off every context; each such context is filled anew.
     /// Answers how many there were.
-    pub(in crate::kvm) fn heal(&mut self) -> usize {
+    /// `more_lost`: umbra has met some itself.
+    pub(in crate::kvm) fn heal(&mut self, more_lost: bool) -> usize {
         let (mut from, mut total) = (0, 0);
         while let Some(id) = self.pool.next_of_vmid(None, from) {
             from = id.index() + 1;
@@ -534,12 +546,11 @@ impl Shadows {
             };
             let before = context.table.table_pages();
             let table = &mut context.table;
-            let (cuts, work) = table.cut_unsound(
-                &TablePages,
-                &mut mem::is_sound_table,
-                &mut mem::give_up_table,
-            );
-            work.finish(&TablePages, under(context.vttbr));
+            let (cuts, old) = heal_table(table, more_lost, under(context.vttbr));
+            if let Some(old) = old {
+                context.vttbr = moved(context.vttbr, table.root());
+                context.old_roots.push(old);
+            }
             self.tables -= before - context.table.table_pages();
             if cuts > 0 {
                 self.rebuild(id);
@@ -557,11 +568,9 @@ impl Shadows {
             let Some(context) = self.pool.get(id) else {
                 continue;
             };
-            let before = context.table.table_pages();
-            if let Some(work) = context.table.misdirect(to, &TablePages) {
+            if let Some(work) = context.table.misdirect(None, to, &TablePages) {
                 work.finish(&TablePages, under(context.vttbr));
             }
-            self.tables -= before - context.table.table_pages();
         }
     }
 
@@ -595,6 +604,9 @@ impl Context {
     fn destroy(self) {
         let vttbr = self.vttbr;
         umbra_hw::guest::unload_vttbr(vttbr);
+        for root in self.old_roots {
+            mem::release(root);
+        }
         self.table
             .destroy(&TablePages)
             .finish(&TablePages, under(vttbr));

@@ -57,7 +57,7 @@ fn space(vcpu: &Vcpu, key: ContextKey) -> Option<(Option<ContextId>, u64)> {
 /// From what a guest hypervisor runs to virtual EL2; the exception is the caller's to tell.
 pub(super) fn leave(vcpu: &Arc<Vcpu>, state: &mut State) {
     let left = vcpu.hw.lock().shadow;
-    change(vcpu, state, World::VirtualEl2, None, vcpu.vm.vttbr);
+    change(vcpu, state, World::VirtualEl2, None, vcpu.vm.vttbr());
     if let Some(left) = left {
         vcpu.vm.memory.lock().shadows.release(left);
     }

@@ -105,7 +105,7 @@ pub(super) fn perform(vcpu: &Vcpu, enc: SysReg, operand: u64) {
             .chain(memory.vttbrs().1)
             .collect(),
         Scope::Vmid => shadows_of(&mut memory, hcr, vmid),
-        Scope::Address | Scope::Range | Scope::All if own => alloc::vec![vcpu.vm.vttbr],
+        Scope::Address | Scope::Range | Scope::All if own => alloc::vec![vcpu.vm.vttbr()],
         Scope::Address | Scope::Range | Scope::All => shadows_of(&mut memory, hcr, vmid),
     };
     for vttbr in under {

@@ -34,6 +34,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         what: Campaign,
     },
+    /// Feed the fuzz targets with inputs that they have not seen, and umbra with noise from EL0.
+    Fuzz(FuzzArgs),
     /// Run the tests: on the host first, then on umbra in QEMU.
     Test(TestArgs),
     /// Look at a recorded trace again: writes its JSON and its report.
@@ -93,6 +95,26 @@ pub(crate) struct MemoryErrorCampaign {
     /// Give up after this many seconds; without it, two for each injection and two minutes.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) time_limit: Option<u64>,
+}
+
+/// Arguments of `fuzz`.
+#[derive(Debug, Args)]
+pub(crate) struct FuzzArgs {
+    /// Seconds for each target.
+    #[arg(long, default_value_t = 10)]
+    pub(crate) seconds: u64,
+    /// Keep what is new: write the corpora of fuzz/corpus again, merged.
+    #[arg(long)]
+    pub(crate) save: bool,
+    /// Where the random numbers of `noise` begin.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// The QEMU program to use.
+    #[arg(long)]
+    pub(crate) qemu: Option<PathBuf>,
+    /// Only these; `noise` is the one on umbra.
+    #[arg(value_name = "TARGET")]
+    pub(crate) targets: Vec<String>,
 }
 
 /// What can be run.

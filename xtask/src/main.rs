@@ -17,6 +17,7 @@ mod build;
 mod cargo;
 mod cli;
 mod cpio;
+mod fuzz;
 mod guard;
 mod guest;
 mod hash;
@@ -76,6 +77,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Campaign {
             what: Campaign::MemoryError(args),
         } => return run::campaign(&ws, &args),
+        Command::Fuzz(args) => return fuzz::run(&ws, &args),
         Command::Test(args) => return test::run(&ws, &args),
         Command::Trace(args) => trace::command(&ws, &args)?,
         Command::Image { out, initrd } => build::image_command(&ws, out, &initrd)?,

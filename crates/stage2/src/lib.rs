@@ -28,7 +28,7 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, feature = "model"))]
 extern crate std;
 
 pub mod dirty;
@@ -44,8 +44,8 @@ pub mod seen;
 mod table;
 mod work;
 
-#[cfg(test)]
-mod model;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 
 pub use format::{Attrs, El20, Format, Memory, S2};
 pub use geometry::Geometry;

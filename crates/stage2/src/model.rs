@@ -9,13 +9,22 @@
 //!   checks after each step that the tables say what the model says, that the TLB holds nothing
 //!   that the tables do not say, and that no page leaks.
 //! - `heal`: table pages that go bad.
+//! - `stream`: operations out of bytes, for the fuzz target, which is why the rest is there with the
+//!   feature `model` too.
 //! - `properties`: random sequences; `sabotage`: each invalidation left out once, and caught.
 
 mod extents;
 mod fake;
 mod harness;
+#[cfg(test)]
 mod heal;
 mod mmu;
+#[cfg(test)]
 mod properties;
+#[cfg(test)]
 mod sabotage;
+#[cfg(test)]
 mod scenarios;
+mod stream;
+
+pub use stream::replay;

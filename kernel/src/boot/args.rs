@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 /// The command line.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct BootArgs(pub(crate) &'static str);
+pub(crate) struct BootArgs<'a>(pub(crate) &'a str);
 
 /// One word with its quotes still in it, and the rest of the line.
 fn split_word(line: &str) -> Option<(&str, &str)> {
@@ -25,8 +25,8 @@ fn split_word(line: &str) -> Option<(&str, &str)> {
     Some((line, ""))
 }
 
-impl BootArgs {
-    fn words(self) -> impl Iterator<Item = &'static str> {
+impl<'a> BootArgs<'a> {
+    fn words(self) -> impl Iterator<Item = &'a str> {
         let mut rest = self.0;
         core::iter::from_fn(move || {
             let (word, after) = split_word(rest)?;
@@ -35,11 +35,11 @@ impl BootArgs {
         })
     }
 
-    fn options(self) -> impl Iterator<Item = &'static str> {
+    fn options(self) -> impl Iterator<Item = &'a str> {
         self.words().take_while(|word| *word != "--")
     }
 
-    fn value(self, key: &str) -> Option<&'static str> {
+    fn value(self, key: &str) -> Option<&'a str> {
         self.options()
             .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
     }
@@ -55,7 +55,7 @@ impl BootArgs {
     }
 
     /// The safeguard to leave out, in a build for testing.
-    pub(crate) fn sabotage(self) -> Option<&'static str> {
+    pub(crate) fn sabotage(self) -> Option<&'a str> {
         self.value("umbra.sabotage")
     }
 

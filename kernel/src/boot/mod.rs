@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use umbra_arm64::Pa;
 
 pub(crate) use args::BootArgs;
+use umbra_hw::MAX_CPUS;
 
 use crate::{console, irq, mem, sched, trace};
 

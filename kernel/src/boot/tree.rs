@@ -4,15 +4,16 @@ use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 use umbra_arm64::Pa;
 
-use super::BootArgs;
+use super::MAX_CPUS;
+use super::args::BootArgs;
 
 /// The parts of the machine that umbra drives.
 #[derive(Debug, Default)]
-pub(crate) struct Machine {
+pub(crate) struct Machine<'a> {
     pub(crate) ram: heapless::Vec<(Pa, u64), 8>,
     pub(crate) reserved: heapless::Vec<(Pa, u64), 16>,
     pub(crate) initrd: Option<(Pa, u64)>,
-    pub(crate) bootargs: BootArgs,
+    pub(crate) bootargs: BootArgs<'a>,
     /// Random bytes from the loader.
     pub(crate) rng_seed: heapless::Vec<u8, 64>,
     /// PL031: base.
@@ -22,10 +23,10 @@ pub(crate) struct Machine {
     /// GICv3: distributor, redistributors and their bytes.
     pub(crate) gic: Option<(u64, u64, u64)>,
     /// MPIDR of each CPU, boot CPU included.
-    pub(crate) cpus: heapless::Vec<u64, { umbra_hw::MAX_CPUS }>,
+    pub(crate) cpus: heapless::Vec<u64, MAX_CPUS>,
 }
 
-fn ranges(node: FdtNode<'static>) -> impl Iterator<Item = (u64, u64)> {
+fn ranges<'a>(node: FdtNode<'a>) -> impl Iterator<Item = (u64, u64)> + use<'a> {
     node.reg()
         .ok()
         .flatten()
@@ -34,7 +35,7 @@ fn ranges(node: FdtNode<'static>) -> impl Iterator<Item = (u64, u64)> {
         .filter_map(|reg| Some((reg.address::<u64>().ok()?, reg.size::<u64>().ok()?)))
 }
 
-fn is_compatible(node: FdtNode<'static>, with: &str) -> bool {
+fn is_compatible(node: FdtNode<'_>, with: &str) -> bool {
     node.compatible()
         .is_some_and(|mut names| names.any(|name| name == with))
 }
@@ -47,20 +48,20 @@ fn cell(bytes: &[u8]) -> Option<u64> {
     }
 }
 
-fn bytes(node: FdtNode<'static>, name: &str) -> Option<&'static [u8]> {
+fn bytes<'a>(node: FdtNode<'a>, name: &str) -> Option<&'a [u8]> {
     node.properties()
         .find(|property| property.name() == name)?
-        .value_as::<&'static [u8]>()
+        .value_as::<&'a [u8]>()
         .ok()
 }
 
-fn number(node: FdtNode<'static>, name: &str) -> Option<u64> {
+fn number(node: FdtNode<'_>, name: &str) -> Option<u64> {
     bytes(node, name).and_then(cell)
 }
 
-impl Machine {
+impl<'a> Machine<'a> {
     /// Reads the tree. What is missing or malformed stays empty, for the boot flow to name.
-    pub(crate) fn read(blob: &'static [u8]) -> Self {
+    pub(crate) fn read(blob: &'a [u8]) -> Self {
         let mut machine = Self::default();
         let Ok(tree) = Fdt::new(blob) else {
             return machine;
@@ -79,7 +80,7 @@ impl Machine {
         machine
     }
 
-    fn look_at(&mut self, node: FdtNode<'static>) {
+    fn look_at(&mut self, node: FdtNode<'a>) {
         match bytes(node, "device_type") {
             Some(b"memory\0") => {
                 for (base, bytes) in ranges(node) {
@@ -112,7 +113,7 @@ impl Machine {
         }
     }
 
-    fn read_chosen(&mut self, node: FdtNode<'static>) {
+    fn read_chosen(&mut self, node: FdtNode<'a>) {
         if let (Some(start), Some(end)) = (
             number(node, "linux,initrd-start"),
             number(node, "linux,initrd-end"),

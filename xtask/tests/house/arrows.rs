@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// Each package and all it may use of ours, by any kind of dependency.
-const ALLOWED: [(&str, &[&str]); 18] = [
+const ALLOWED: [(&str, &[&str]); 19] = [
     ("umbra-arm64", &[]),
     ("umbra-abort", &["umbra-arm64"]),
     ("umbra-frames", &["umbra-arm64"]),
@@ -31,6 +31,18 @@ const ALLOWED: [(&str, &[&str]); 18] = [
             "umbra-sched",
             "umbra-stage2",
             "umbra-trace",
+            "umbra-vgic",
+        ],
+    ),
+    (
+        "umbra-fuzz",
+        &[
+            "umbra-abort",
+            "umbra-arm64",
+            "umbra-kvm-abi",
+            "umbra-linux",
+            "umbra-nested",
+            "umbra-stage2",
             "umbra-vgic",
         ],
     ),

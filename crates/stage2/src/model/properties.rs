@@ -6,14 +6,9 @@ use umbra_arm64::Granule;
 use super::{
     harness::{Harness, Op},
     mmu::Regime,
+    stream::USER,
 };
-use crate::{El20, Format, Geometry, Memory, Rights, S2};
-
-const USER: El20 = El20 {
-    normal: 0,
-    device: 1,
-    uncached: 2,
-};
+use crate::{Format, Geometry, Memory, Rights, S2};
 
 /// Page-aligned addresses that crowd round the places where tables of each level meet.
 fn address(granule: Granule, geometry: Geometry) -> impl Strategy<Value = u64> {

@@ -308,7 +308,6 @@ pub(crate) fn place(vcpu: usize, intid: u32) -> (Frame, u32) {
     )
 }
 
-pub(crate) const IGROUPR: u32 = 0x80;
 pub(crate) const ISENABLER: u32 = 0x100;
 pub(crate) const ICENABLER: u32 = 0x180;
 pub(crate) const ISPENDR: u32 = 0x200;

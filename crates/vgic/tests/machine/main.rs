@@ -4,4 +4,5 @@ mod its;
 mod machine;
 mod manual;
 mod model;
+mod random;
 mod registers;

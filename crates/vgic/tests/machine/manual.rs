@@ -2,6 +2,9 @@
 
 use umbra_vgic::{Affinity, Config, Frame, LrState, SgiRegister, VcpuSet, Vgic, Vmcr, Vtr};
 
+/// GICD_IGROUPR0, GICR_IGROUPR0.
+pub(crate) const IGROUPR: u32 = 0x80;
+
 use crate::machine::*;
 
 fn enabled(nr_vcpus: u32, nr_lrs: u8, eoi_mode: bool) -> Machine {

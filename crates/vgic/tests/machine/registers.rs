@@ -6,6 +6,7 @@ use umbra_vgic::{
 };
 
 use crate::machine::*;
+use crate::manual::IGROUPR;
 
 const ALL: u32 = u32::MAX;
 

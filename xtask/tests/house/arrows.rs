@@ -1,4 +1,4 @@
-//! Arrows point down only: `kernel → {hw, nested → stage2, abort, vgic, kvm-abi, frames, sched, linux} → arm64`.
+//! Arrows point down only: `kernel → {hw, nested → stage2, abort, apei, vgic, kvm-abi, frames, sched, linux} → arm64`.
 //! Logic never sees `hw`, `hw` never sees logic; the VMM knows the kernel by its ABI alone.
 
 use serde_json::Value;
@@ -9,6 +9,7 @@ use std::process::Command;
 const ALLOWED: [(&str, &[&str]); 19] = [
     ("umbra-arm64", &[]),
     ("umbra-abort", &["umbra-arm64"]),
+    ("umbra-apei", &["umbra-arm64"]),
     ("umbra-frames", &["umbra-arm64"]),
     ("umbra-kvm-abi", &["umbra-arm64"]),
     ("umbra-linux", &["umbra-arm64"]),
@@ -22,6 +23,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
         "umbra-kernel",
         &[
             "umbra-abort",
+            "umbra-apei",
             "umbra-arm64",
             "umbra-frames",
             "umbra-hw",

@@ -55,6 +55,7 @@ mod l1_gic {
         suite.check("hardware-linked", hardware_linked);
         suite.check("maintenance-of-an-end", end_maintenance);
         suite.check("maintenance-status", maintenance_status);
+        suite.check("maintenance-line", maintenance_line);
         suite.check("trapped-interface", trapped_interface);
         suite.check("own-interrupt-ends-a-run", own_interrupt);
         suite.check("own-timers", own_timers);
@@ -325,6 +326,24 @@ mod l1_gic {
             equal!(misr() & !1, if want { enable } else { 0 }, "ICH_MISR_EL2");
             set_hcr(EN);
             equal!(misr() & !1, 0, "ICH_MISR_EL2 without the enable");
+        }
+        clear();
+        PASS
+    }
+
+    /// The line follows what the hypervisor writes, without a guest having run in between.
+    fn maintenance_line() -> Verdict {
+        guest();
+        const NPIE: u64 = 1 << 3;
+        for _ in 0..2 {
+            set_hcr(EN | NPIE);
+            equal!(maintenance(), true, "maintenance with nothing pending");
+            set_lr(0, virq(40, 0x80));
+            equal!(maintenance(), false, "maintenance with something pending");
+            set_lr(0, 0);
+            equal!(maintenance(), true, "maintenance with nothing again");
+            set_hcr(NPIE);
+            equal!(maintenance(), false, "maintenance with the interface off");
         }
         clear();
         PASS

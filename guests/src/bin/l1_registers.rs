@@ -116,6 +116,22 @@ mod l1_registers {
         equal!(sre & 1, 1, "ICC_SRE_EL2.SRE");
         msr!("S3_4_C12_C9_5", 0);
         equal!(mrs!("S3_4_C12_C9_5"), sre, "ICC_SRE_EL2 after a write");
+        // SPSR_irq, _abt, _und and _fiq are of AArch32's modes.
+        for op2 in 0..4 {
+            let mut regs = Regs::pattern(1);
+            let spsr = sys(3, 4, 4, 3, op2);
+            ensure!(
+                exec(exec::msr(spsr), &mut regs).is_none(),
+                "write to SPSR_<mode>",
+                op2
+            );
+            ensure!(
+                exec(exec::mrs(spsr), &mut regs).is_none(),
+                "read of SPSR_<mode>",
+                op2
+            );
+            equal!(regs.x[0], 0, "SPSR_<mode>");
+        }
         let vtr = mrs!("S3_4_C12_C11_1");
         ensure!(vtr & 0x1f < 16, "ICH_VTR_EL2.ListRegs", vtr);
         let mut regs = Regs::pattern(1);

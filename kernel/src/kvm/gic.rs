@@ -162,6 +162,7 @@ impl Gic {
             return self.refresh_above(vcpu, lines);
         }
         let maintenance = hw.nested.then(|| nested::maintenance_line(&hw));
+        hw.maintenance = maintenance.unwrap_or(false);
         let mut kicks = loaded::sync_interface(vcpu, &mut hw);
         let vmcr = hw.cpuif.vmcr;
         let flushed = {
@@ -194,6 +195,18 @@ impl Gic {
         false
     }
 
+    /// Sees to the line of a guest hypervisor's maintenance interrupt, which may have moved without a word:
+    /// its list registers are words in memory. Called where it could find out.
+    pub(super) fn settle_maintenance(&self, vcpu: &Vcpu) {
+        let moved = {
+            let hw = vcpu.hw.lock();
+            nested::maintenance_line(&hw) != hw.maintenance
+        };
+        if moved {
+            self.refresh(vcpu);
+        }
+    }
+
     /// The same while a guest hypervisor's own list registers are in hardware: only whether one of
     /// its interrupts waits matters.
     fn refresh_above(&self, vcpu: &Vcpu, lines: [Option<(u32, bool)>; 4]) -> bool {
@@ -201,7 +214,8 @@ impl Gic {
         let (vmcr, maintenance, ended) = {
             let mut hw = vcpu.hw.lock();
             let ended = nested::collect(&mut hw);
-            (hw.cpuif.vmcr, nested::maintenance_line(&hw), ended)
+            hw.maintenance = nested::maintenance_line(&hw);
+            (hw.cpuif.vmcr, hw.maintenance, ended)
         };
         // Before the lines: an interrupt that is still active would not be pending.
         ended.deliver(vcpu);

@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 
+use umbra_abort::World;
 use umbra_arm64::Ipa;
 use umbra_arm64::esr::Access;
 use umbra_hw::sabotage::{Safeguard, left_out};
@@ -37,6 +38,9 @@ pub(super) fn access(
     let len = access.size.bytes() as u32;
     let data = write.then(|| swapped(state, access, read_x(state, access.register) & mask(access)));
     let vm = &vcpu.vm;
+    if state.world == World::VirtualEl2 {
+        vm.gic.settle_maintenance(vcpu);
+    }
     let in_kernel = vm
         .gic
         .mmio(vcpu, ipa.raw(), len as u8, data)

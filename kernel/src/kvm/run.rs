@@ -284,7 +284,12 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
         inject::collect_serror(vcpu, state);
         timer::resample(vcpu);
         let next = match exit {
-            Exit::Irq => Next::Interrupt,
+            Exit::Irq => {
+                if state.world == World::VirtualEl2 {
+                    vcpu.vm.gic.settle_maintenance(vcpu);
+                }
+                Next::Interrupt
+            }
             Exit::SError { esr } => exit::serror(vcpu, state, esr),
             Exit::Sync { esr, far, hpfar } => exit::sync(vcpu, state, esr, far, hpfar),
         };

@@ -112,6 +112,8 @@ pub(super) struct Hw {
     pub(super) shadow: Option<ContextId>,
     /// The list registers of a guest hypervisor, if they are in hardware.
     pub(super) below: super::nested::Below,
+    /// The line of a guest hypervisor's maintenance interrupt, as its GIC was last told.
+    pub(super) maintenance: bool,
     /// Which controls a guest hypervisor has.
     pub(super) masks: Masks,
     /// VTTBR_EL2 for what runs.
@@ -217,6 +219,7 @@ impl Vcpu {
                     nested: false,
                     shadow: None,
                     below: super::nested::Below::default(),
+                    maintenance: false,
                     masks: Masks::default(),
                     vttbr: vm.vttbr(),
                     vncr_at: None,

@@ -1,5 +1,5 @@
 //! What virtual EL2 does that umbra does for it: authenticated exception returns, SErrors of the VMM's and
-//! of its own.
+//! of its own, virtual interrupts, and tables in its byte order.
 
 use kvm_bindings::{
     KVM_ARM_VCPU_HAS_EL2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC,
@@ -8,7 +8,7 @@ use kvm_bindings::{
 use umbra_vmm::kvm::Region;
 
 use super::asm::{Asm, EXCEPTION, REPORT, Sys};
-use super::below::{ELR_EL2, HCR, SPSR_EL2, has_el2, nested, start};
+use super::below::{ABOVE, ELR_EL2, HCR, SPSR_EL2, STAGE2, has_el2, nested, start};
 use super::events::set;
 use super::guest::{Exit, Machine, RAM, Vcpu};
 use super::poison::{DATA, memory};
@@ -197,8 +197,7 @@ const DEFERRED: u64 = 1 << 31 | ISS;
 /// A vCPU at virtual EL2 with L1's stage 2 in `data`, as `below` has it.
 struct Stage {
     machine: Machine,
-    /// As long as the machine has it.
-    _data: Region,
+    data: Region,
     vcpu: Vcpu,
 }
 
@@ -209,7 +208,7 @@ impl Stage {
         let vcpu = nested(&machine, &data, 0, HCR | hcr)?;
         Ok(Self {
             machine,
-            _data: data,
+            data,
             vcpu,
         })
     }
@@ -390,6 +389,87 @@ pub(super) fn serrors_of_l1(_: &Env) -> Outcome {
         same(stage.vcpu.report()?, 0, "VDISR_EL2")?;
         // Without AMO there is but one DISR_EL1.
         same(stage.vcpu.report()?, seen, "DISR_EL1 of L2")?;
+    }
+    Ok(())
+}
+
+/// HCR_EL2.VI and VF are interrupts of L2 where IMO and FMO are set, and nothing elsewhere.
+pub(super) fn virtual_interrupts(_: &Env) -> Outcome {
+    const FMO: u64 = 1 << 3;
+    const IMO: u64 = 1 << 4;
+    const VF: u64 = 1 << 6;
+    const VI: u64 = 1 << 7;
+    if !has_el2()? {
+        return Ok(());
+    }
+    for (hcr, unmask, shown, vector) in [
+        (IMO | FMO | VI, 2, VI, Some(5)),
+        (IMO | FMO | VF, 1, VF, Some(6)),
+        (IMO | FMO, 3, 0, None),
+        (VI | VF, 3, 0, None),
+    ] {
+        let stage = Stage::new(hcr)?;
+        let mut asm = Asm::new();
+        asm.mrs(0, ISR_EL1)
+            .report(0)
+            .unmask(unmask)
+            .report(31)
+            .stop();
+        stage.returns_to(&asm, EL1)?;
+        same(stage.vcpu.report()?, shown, "ISR_EL1 of L2")?;
+        match vector {
+            Some(vector) => {
+                let seen = stage.vcpu.exception()?;
+                let mode = stage.vcpu.get(abi::PSTATE)? & MODE;
+                same((seen.vector, mode), (vector, EL1 & MODE), "the interrupt")?;
+            }
+            None => same(stage.vcpu.report()?, 0, "what is not an interrupt")?,
+        }
+    }
+    Ok(())
+}
+
+/// With SCTLR_EL2.EE L1's stage 2 is big-endian: for L2's accesses, and for AT.
+pub(super) fn big_endian_tables(_: &Env) -> Outcome {
+    const EE: u64 = 1 << 25;
+    const AT_S12E1R: u32 = 0xd50c_7880;
+    const PAR_EL1: Sys = (3, 0, 7, 4, 0);
+    if !has_el2()? {
+        return Ok(());
+    }
+    for (ee, swapped) in [(false, false), (true, true), (true, false), (false, true)] {
+        let stage = Stage::new(0)?;
+        if swapped {
+            for at in [0, 8, 40].map(|offset| STAGE2 + offset) {
+                stage.data.set_u64(at, stage.data.u64(at).swap_bytes());
+            }
+        }
+        let sctlr = SCTLR | if ee { EE } else { 0 };
+        stage.vcpu.set(abi::sys(SCTLR_EL2), sctlr)?;
+        // What L1 stores is big-endian, too.
+        let said = |value: u64| if ee { value.swap_bytes() } else { value };
+        let mut asm = Asm::new();
+        asm.mov(1, RAM + ABOVE).word(AT_S12E1R | 1).isb();
+        asm.mrs(0, PAR_EL1).report(0).eret();
+        stage.begin(&asm, EL2H)?;
+        let mut below = Asm::new();
+        below.mov(1, RAM + ABOVE + 0x100).ldr(0, 1).report(0).stop();
+        stage.returns_to(&below, EL1)?;
+        stage.machine.ram.set_u64(0x100, 0x1234);
+        let par = said(stage.vcpu.report()?);
+        let what = format!("EE={ee}, tables swapped={swapped}");
+        if ee == swapped {
+            same((par & 1, par << 16 >> 28), (0, RAM >> 12), &what)?;
+            same(stage.vcpu.report()?, 0x1234, &what)?;
+        } else {
+            same(par & 1, 1, &what)?;
+            let exit = stage.vcpu.exits()?;
+            let told = matches!(exit, Exit::Write { at: EXCEPTION, .. });
+            holds(told, || format!("{what}: {exit:x?}"))?;
+            // A fault of L2's first fetch, at virtual EL2.
+            let seen = (stage.vcpu.x(20)?, stage.vcpu.x(21)? >> 26);
+            same(seen, (8, 0x20), &what)?;
+        }
     }
     Ok(())
 }

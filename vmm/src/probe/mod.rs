@@ -96,7 +96,7 @@ rows! {
     below: cells not_routed table shadow_table read_only_slot vncr;
     shadows: writes_show_once by_hand initially_set walks_show flags_show no_write_is_lost slots_change
         delete_under_use tables_go;
-    el2: authenticated_returns serrors_of_the_vmm serrors_of_l1;
+    el2: authenticated_returns serrors_of_the_vmm serrors_of_l1 virtual_interrupts big_endian_tables;
     campaign: memory_error;
     noise: ioctls vcpu_state instructions;
 }

@@ -41,13 +41,15 @@ pub(in crate::kvm) fn access(
         SysReg::ICH_MISR_EL2 => Some(interrupts::maintenance(&vcpu.hw.lock())),
         SysReg::ICH_EISR_EL2 => Some(interrupts::ended(&vcpu.hw.lock())),
         SysReg::ICH_ELRSR_EL2 => Some(interrupts::empty(&vcpu.hw.lock())),
+        // Of modes that only AArch32 has.
+        SysReg::SPSR_IRQ | SysReg::SPSR_ABT | SysReg::SPSR_UND | SysReg::SPSR_FIQ => Some(0),
         _ => None,
     };
     if let Some(shown) = done {
         if read {
             write_x(state, rt, shown);
         }
-        return read || enc == SysReg::ICC_SRE_EL2;
+        return read || enc == SysReg::ICC_SRE_EL2 || enc.crn() == 4;
     }
     if let Some((cval, is_virtual)) = timer_value(enc) {
         let mut hw = vcpu.hw.lock();

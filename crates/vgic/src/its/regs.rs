@@ -8,8 +8,15 @@ pub const ITS_FRAME_BYTES: u64 = 0x2_0000;
 
 const VALID: u64 = 1 << 63;
 const INDIRECT: u64 = 1 << 62;
+/// GITS_BASER.Page_Size.
+const PAGE_SIZE: u64 = 3 << 8;
+/// Bytes of a page of the guest's tables: the one size there is, as on KVM (Page_Size is fixed).
+const PAGE_BYTES: u64 = 64 << 10;
+const PAGE_64K: u64 = 2 << 8;
 /// GITS_BASER: what the guest may write. Shareability and cacheability read as they were written.
-const BASER_WRITABLE: u64 = VALID | INDIRECT | 7 << 59 | 7 << 53 | 0xffff_ffff_ffff;
+const BASER_WRITABLE: u64 = VALID | INDIRECT | 7 << 59 | 7 << 53 | 0xffff_ffff_ffff & !PAGE_SIZE;
+/// GITS_BASER after a reset: inner shareable, write-back, as on KVM.
+const BASER_RESET: u64 = 7 << 59 | 1 << 10 | PAGE_64K;
 const BASER_DEVICES: u64 = 1 << 56;
 const BASER_COLLECTIONS: u64 = 4 << 56;
 /// Bytes of an entry, in all tables.
@@ -31,7 +38,7 @@ const CREADR: u32 = 0x90;
 const BASER: u32 = 0x100;
 
 /// What an ITS remembers besides its maps.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Regs {
     enabled: bool,
     cbaser: u64,
@@ -39,6 +46,18 @@ pub(super) struct Regs {
     creadr: u64,
     /// Devices, collections.
     baser: [u64; 2],
+}
+
+impl Default for Regs {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            cbaser: 0,
+            cwriter: 0,
+            creadr: 0,
+            baser: [BASER_RESET; 2],
+        }
+    }
 }
 
 /// What is left to do after a write.
@@ -65,24 +84,12 @@ pub fn has_its_register(offset: u32) -> bool {
 pub(super) struct Table(u64);
 
 impl Table {
-    fn page(self) -> u64 {
-        match self.0 >> 8 & 3 {
-            0 => 4 << 10,
-            1 => 16 << 10,
-            _ => 64 << 10,
-        }
-    }
-
     fn bytes(self) -> u64 {
-        ((self.0 & 0xff) + 1) * self.page()
+        ((self.0 & 0xff) + 1) * PAGE_BYTES
     }
 
     fn base(self) -> u64 {
-        if self.page() == 64 << 10 {
-            self.0 & 0xffff_ffff_0000 | (self.0 >> 12 & 0xf) << 48
-        } else {
-            self.0 & 0xffff_ffff_f000
-        }
+        self.0 & 0xffff_ffff_0000 | (self.0 >> 12 & 0xf) << 48
     }
 
     pub(super) fn is_indirect(self) -> bool {
@@ -93,7 +100,7 @@ impl Table {
     pub(super) fn entries(self) -> u64 {
         let first = self.bytes() / ENTRY_BYTES;
         if self.is_indirect() {
-            first * (self.page() / ENTRY_BYTES)
+            first * self.per_page()
         } else {
             first
         }
@@ -101,7 +108,7 @@ impl Table {
 
     /// Entries that a page of the second level has.
     pub(super) fn per_page(self) -> u64 {
-        self.page() / ENTRY_BYTES
+        PAGE_BYTES / ENTRY_BYTES
     }
 
     /// Where entry `id` lies. `None`: the table does not reach there.
@@ -273,9 +280,10 @@ impl Its {
         } else {
             BASER_WRITABLE & !INDIRECT
         };
-        let old = core::mem::replace(&mut self.regs.baser[which], value & writable);
+        let new = value & writable | PAGE_64K;
+        let old = core::mem::replace(&mut self.regs.baser[which], new);
         // A guest that writes back what is there, after a suspension, loses nothing.
-        if old == value & writable {
+        if old == new {
             return;
         }
         if which == 0 {

@@ -145,8 +145,8 @@ fn what_makes_no_sense_is_skipped() {
         mapti(1, 4, 8192, 0),    // beyond its events
         mapti(1, 0, 8191, 0),    // no LPI
         mapti(1, 0, 1 << 14, 0), // beyond the guest's table
-        mapti(1, 0, 8192, 512),  // beyond the collections
-        mapd(512, 4),            // beyond the devices
+        mapti(1, 0, 8192, 8192), // beyond the collections
+        mapd(8192, 4),           // beyond the devices
         mapd(3, 17),             // more events than there are
         [0x55, 1, 2, 3],
     ] {
@@ -187,6 +187,19 @@ fn tables_that_change_are_forgotten_and_written_back_are_not() {
     assert!(vm.lpis.is_empty());
 }
 
+/// Guests look which sizes of pages stay as they were written, and KVM offers one.
+#[test]
+fn pages_of_tables_have_64_kib() {
+    let (mut its, mut vm) = (Its::new(), Vm::default());
+    for at in [0x100, 0x108] {
+        assert_eq!(its.read(at, 8) >> 8 & 3, 2, "after a reset");
+        for size in 0..4 {
+            its.write(at, 8, VALID | DEVICES | size << 8, false, &mut vm);
+            assert_eq!(its.read(at, 8) >> 8 & 3, 2);
+        }
+    }
+}
+
 #[test]
 fn two_levels_reach_as_far_as_their_pages_are_there() {
     let (mut its, mut vm) = (Its::new(), Vm::default());
@@ -194,19 +207,19 @@ fn two_levels_reach_as_far_as_their_pages_are_there() {
     its.write(0x108, 8, VALID | COLLECTIONS, false, &mut vm);
     its.write(0x80, 8, VALID | QUEUE, false, &mut vm);
     its.write(0, 4, 1, false, &mut vm);
-    // Devices 512 to 1023 have a page.
+    // Devices 8192 to 16383 have a page.
     vm.write(DEVICES + 8, &(VALID | 0x9_0000).to_le_bytes());
-    give(&mut its, &mut vm, &[mapc(0, 0), mapd(5, 4), mapd(600, 4)]);
+    give(&mut its, &mut vm, &[mapc(0, 0), mapd(5, 4), mapd(9000, 4)]);
     give(
         &mut its,
         &mut vm,
-        &[mapti(5, 0, 8192, 0), mapti(600, 0, 8193, 0)],
+        &[mapti(5, 0, 8192, 0), mapti(9000, 0, 8193, 0)],
     );
     assert_eq!(its.translate(5, 0), Err(NoSuchEvent));
-    assert_eq!(its.translate(600, 0), Ok(8193));
+    assert_eq!(its.translate(9000, 0), Ok(8193));
     its.save_tables(&mut vm).unwrap();
     let mut entry = [0; 8];
-    vm.read(0x9_0000 + 8 * (600 - 512), &mut entry);
+    vm.read(0x9_0000 + 8 * (9000 - 8192), &mut entry);
     assert_eq!(u64::from_le_bytes(entry) >> 63, 1);
 }
 

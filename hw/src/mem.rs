@@ -292,3 +292,26 @@ pub fn boot_data(pa: Pa, bytes: u64) -> Result<&'static [u8], NoTablePages> {
     // SAFETY: mapped read-only just now, never unmapped, and its chunks are never declared RAM.
     Ok(unsafe { core::slice::from_raw_parts(va as *const u8, bytes as usize) })
 }
+
+/// Memory that firmware shares with umbra (error status blocks and their registers), as words that both write:
+/// mapped for good. `pa` and `bytes` are multiples of eight; `None` if that is not so, or if any of it is
+/// RAM that the frame allocator owns.
+///
+/// # Errors
+/// [`NoTablePages`] as for every mapping.
+pub fn firmware_words(pa: Pa, bytes: u64) -> Result<Option<&'static [AtomicU64]>, NoTablePages> {
+    let Some(end) = pa.raw().checked_add(bytes) else {
+        return Ok(None);
+    };
+    let first = pa.align_down(CHUNK).raw();
+    let owned = (first..end).step_by(CHUNK as usize).any(|at| bit(&RAM, at));
+    if !pa.is_aligned(8) || !bytes.is_multiple_of(8) || end > LIMIT || owned {
+        return Ok(None);
+    }
+    let va = mmu::map_device(pa.raw(), bytes, Kind::Memory)?;
+    // SAFETY: mapped just now, never unmapped, aligned as the address is; its chunks are not RAM of the
+    // allocator and become none after boot, so nobody has a reference to it that is not to atomics.
+    Ok(Some(unsafe {
+        core::slice::from_raw_parts(va as *const AtomicU64, (bytes / 8) as usize)
+    }))
+}

@@ -117,6 +117,12 @@ safeguards! {
     PoisonStage2 = "poison-stage2",
     /// Keeping bad frames out of use.
     PoisonRetire = "poison-retire",
+    /// Telling whoever asked for it of memory errors that somebody else found.
+    EarlyWord = "early-word",
+    /// Asking firmware about a memory error before anybody else is told of it.
+    FirmwareFirst = "firmware-first",
+    /// Telling firmware that its error record was read.
+    FirmwareAcknowledge = "firmware-acknowledge",
     /// Checking umbra's own tables after an external abort on a walk.
     TableHeal = "table-heal",
 }

@@ -20,6 +20,8 @@ mod file;
 #[cfg(target_os = "none")]
 mod files;
 #[cfg(target_os = "none")]
+mod ghes;
+#[cfg(target_os = "none")]
 mod irq;
 #[cfg(target_os = "none")]
 mod kvm;

@@ -14,6 +14,7 @@
 //! guest's abort to EL2 (HCR_EL2.TEA), so a planted page is kept out of all tables and the fault stands
 //! for the abort (`umbra_abort::Sea::of_poison`). From there on the two are one path.
 
+use alloc::sync::Arc;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -75,6 +76,16 @@ pub(crate) fn found(pa: Pa) {
 /// The frame of `pa` is bad. `ENXIO`: not memory that umbra could take from anybody; `ENOMEM`: no
 /// memory to cut its block, and nothing has changed for its user.
 pub(crate) fn report(pa: Pa, poison: Poison) -> Result<(), Errno> {
+    report_but(pa, poison, None).map(drop)
+}
+
+/// The same; `consumer`, who has met the error and is told of that, gets no early word of it.
+/// Answers how new the news is.
+pub(crate) fn report_but(
+    pa: Pa,
+    poison: Poison,
+    consumer: Option<&Arc<Mm>>,
+) -> Result<Reported, Errno> {
     let frame = pa.align_down(FRAME);
     if !mem::is_ram(frame) {
         return Err(Errno::ENXIO);
@@ -90,15 +101,18 @@ pub(crate) fn report(pa: Pa, poison: Poison) -> Result<(), Errno> {
         mem::retire(frame)
     };
     if news == Reported::Before {
-        return Ok(());
+        return Ok(news);
     }
     log::warn!("memory error at {frame}: {poison:?}, {standing:?}");
     match standing {
-        Standing::Owned(Owner::Anonymous | Owner::Shared) => take_from_processes(frame, poison),
-        Standing::Owned(Owner::Table) => heal_table(frame),
+        Standing::Owned(Owner::Anonymous | Owner::Shared) => {
+            take_from_processes(frame, poison, consumer)?
+        }
+        Standing::Owned(Owner::Table) => heal_table(frame)?,
         Standing::Owned(Owner::Heap | Owner::Stack | Owner::Kernel) => fail_stop(frame, owner),
-        Standing::Free | Standing::Retired | Standing::Reserved => Ok(()),
+        Standing::Free | Standing::Retired | Standing::Reserved => {}
     }
+    Ok(news)
 }
 
 /// Whether an owner is umbra itself, so that nothing can be trusted any more.
@@ -113,15 +127,23 @@ fn fail_stop(frame: Pa, owner: Option<Owner>) -> ! {
     )
 }
 
-fn take_from_processes(frame: Pa, poison: Poison) -> Result<(), Errno> {
+fn take_from_processes(frame: Pa, poison: Poison, consumer: Option<&Arc<Mm>>) -> Result<(), Errno> {
     for process in proc::processes() {
         let Some(mm) = process.try_mm() else {
             continue;
         };
-        while let Some(at) = mm.take_bad(frame)? {
-            if poison == Poison::Known && process.wants_early_word() {
-                let info = Siginfo::memory_error(code::BUS_MCEERR_AO, at, 12);
-                process.send(Signal::BUS, info)?;
+        while mm.take_bad(frame)?.is_some() {}
+        let met = consumer.is_some_and(|consumer| Arc::ptr_eq(consumer, &mm));
+        let listener = process
+            .early_thread()
+            .filter(|_| poison == Poison::Known && !met && !left_out(Safeguard::EarlyWord));
+        if let Some(thread) = listener {
+            // Also where it was taken when nobody knew yet.
+            for at in mm.places_of_bad(frame) {
+                thread.send(
+                    Signal::BUS,
+                    Siginfo::memory_error(code::BUS_MCEERR_AO, at, 12),
+                )?;
             }
         }
     }

@@ -33,7 +33,8 @@ use crate::layout::{self, Memory};
 use crate::options::HugePages;
 
 pub use memory_error::{
-    BusError, Sea, catch_bus_errors, expecting, poke, replace_pages, replacing, retire_pages,
+    BusError, Sea, catch_bus_errors, expecting, hear_early, hears_early, poke, replace_pages,
+    replacing, retire_pages,
 };
 
 /// `KVM_CAP_ARM_EL2`, younger than the bindings.

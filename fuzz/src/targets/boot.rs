@@ -54,6 +54,11 @@ fn line(text: &str) {
             value("umbra.trace.file=")
         );
         assert_eq!(arguments.sabotage(), value("umbra.sabotage="));
+        let hest = arguments.hest();
+        assert_eq!(hest.is_some(), value("umbra.hest=").is_some());
+        if let Some(Err(word)) = hest {
+            assert_eq!(Some(word), value("umbra.hest="));
+        }
         let quiet = options.iter().any(|word| word == "umbra.quiet");
         assert_eq!(arguments.quiet(), quiet);
     } else if !text.contains("--") {

@@ -4,6 +4,8 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use umbra_arm64::Pa;
+
 /// The command line.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct BootArgs<'a>(pub(crate) &'a str);
@@ -68,6 +70,17 @@ impl<'a> BootArgs<'a> {
                 .any(|word| word == "umbra.trace")
                 .then_some(0),
         }
+    }
+
+    /// Where firmware's hardware error source table lies: a physical address.
+    pub(crate) fn hest(self) -> Option<Result<Pa, &'a str>> {
+        let word = self.value("umbra.hest")?;
+        let digits = word.strip_prefix("0x").unwrap_or(word);
+        Some(
+            u64::from_str_radix(digits, 16)
+                .map(Pa::new)
+                .map_err(|_| word),
+        )
     }
 
     /// The file of the emulator's host that the events go to in the end.

@@ -11,7 +11,7 @@ use umbra_arm64::Pa;
 pub(crate) use args::BootArgs;
 use umbra_hw::MAX_CPUS;
 
-use crate::{console, irq, mem, sched, trace};
+use crate::{console, ghes, irq, mem, sched, trace};
 
 /// Exit status of the machine after a panic.
 pub(crate) const STATUS_PANIC: u64 = 70;
@@ -54,12 +54,16 @@ pub(crate) fn primary(device_tree: Pa) -> ! {
         log::info!("sabotaged: {id}");
     }
 
-    let mut reserved = machine.reserved.clone();
+    let mut reserved: heapless::Vec<_, 32> = machine.reserved.iter().copied().collect();
     let loaded = [umbra_hw::image(), (device_tree, u64::from(size))];
     for range in loaded.into_iter().chain(machine.initrd) {
         reserved
             .push(range)
             .expect("the tree names few reservations");
+    }
+    let firmware = firmware(&machine, &reserved);
+    for range in firmware.reserved() {
+        reserved.push(range).expect("there is room for firmware's");
     }
     mem::init(&machine.ram, &reserved);
     let (free, total) = mem::frame_counts();
@@ -84,8 +88,28 @@ pub(crate) fn primary(device_tree: Pa) -> ! {
         }
     }
     log::info!("{} CPUs up", sched::cpus());
+    ghes::start(firmware);
     first::start(&machine);
     sched::idle()
+}
+
+/// What firmware's tables say, if the command line names them. They lie in RAM where nothing else does.
+fn firmware(machine: &tree::Machine, taken: &[(Pa, u64)]) -> ghes::Found {
+    let end = |&(start, bytes): &(Pa, u64)| start.raw().saturating_add(bytes);
+    let usable = |pa: Pa, bytes: u64| {
+        let range = (pa, bytes);
+        let inside = |ram: &(Pa, u64)| pa >= ram.0 && end(&range) <= end(ram);
+        let meets = |other: &(Pa, u64)| pa.raw() < end(other) && end(&range) > other.0.raw();
+        machine.ram.iter().any(inside) && !taken.iter().any(meets)
+    };
+    match machine.bootargs.hest() {
+        None => ghes::Found::default(),
+        Some(Ok(at)) => ghes::find(at, usable),
+        Some(Err(word)) => {
+            log::error!("umbra.hest={word}: no address");
+            ghes::Found::default()
+        }
+    }
 }
 
 /// Every further CPU's way.

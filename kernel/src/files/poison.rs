@@ -11,7 +11,7 @@ use umbra_linux::fs::ProcFile;
 use umbra_linux::{Errno, Stop};
 
 use crate::file::{Call, File};
-use crate::poison;
+use crate::{ghes, poison};
 
 /// What was written to EINJ's files; they are one set for the machine.
 static EINJ: SpinLock<Einj> = SpinLock::new("einj", 67, Einj::new());
@@ -27,7 +27,11 @@ impl Control {
     pub(super) fn new(which: ProcFile) -> Option<Self> {
         matches!(
             which,
-            ProcFile::Einj(_) | ProcFile::CorruptPfn | ProcFile::Break | ProcFile::FailNth
+            ProcFile::Einj(_)
+                | ProcFile::CorruptPfn
+                | ProcFile::Break
+                | ProcFile::FailNth
+                | ProcFile::ErrorSources
         )
         .then(|| Self {
             which,
@@ -38,6 +42,7 @@ impl Control {
     fn text(&self) -> Result<String, Errno> {
         match self.which {
             ProcFile::Einj(file) => EINJ.lock().read(file),
+            ProcFile::ErrorSources => Ok(ghes::list()),
             ProcFile::FailNth => Ok(alloc::format!("{}\n", crate::mem::fail_nth_left())),
             _ => Err(Errno::EACCES),
         }
@@ -70,6 +75,7 @@ impl File for Control {
                 }
             }
             ProcFile::Break => poison::break_on_purpose(&call.process.mm(), bytes)?,
+            ProcFile::ErrorSources => ghes::write(bytes)?,
             ProcFile::FailNth => crate::mem::fail_nth(number(bytes)?)?,
             _ => {
                 let frame = number(bytes)?;
@@ -89,7 +95,9 @@ fn inject(injection: Injection) -> Result<(), Errno> {
             Ok(())
         }
         Injection::Plant(at) => poison::report(at, Poison::Latent),
-        Injection::Report(at) => poison::report(at, Poison::Known),
+        Injection::Report(at) => {
+            ghes::raise(at).unwrap_or_else(|| poison::report(at, Poison::Known))
+        }
     };
     done.map_err(|errno| match errno {
         Errno::ENXIO => Errno::EINVAL,

@@ -120,6 +120,7 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
         | ProcFile::Einj(_)
         | ProcFile::CorruptPfn
         | ProcFile::Break
+        | ProcFile::ErrorSources
         | ProcFile::FailNth => {
             out.push_str(&super::poison::text(which).unwrap_or_default());
             Ok(())

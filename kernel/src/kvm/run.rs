@@ -235,7 +235,8 @@ fn turns(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
                 vcpu.stats.waited(sched::now().saturating_sub(since));
                 vcpu.stats.begin(state.world);
             }
-            Next::BusError(at) => call.thread.memory_error(at),
+            // The page's address, as on Linux.
+            Next::BusError(at) => call.thread.memory_error(at.align_down(4096)),
             leave @ (Next::Vmm(_) | Next::Fail(_)) => return leave,
         }
     }

@@ -47,8 +47,35 @@ pub(super) struct Place {
     pub(super) below: Option<L2Ipa>,
 }
 
+/// Row S12: whether firmware knew of the error that was just met, and its page is known to be bad
+/// from now on. Then the access is made again, which tells whoever has to hear of it.
+fn firmware_claims(
+    vcpu: &Arc<Vcpu>,
+    state: &State,
+    esr: Esr,
+    gva: Option<Gva>,
+    place: &Place,
+) -> bool {
+    let claimed = crate::ghes::claim(&vcpu.vm.mm);
+    // Interrupts were taken meanwhile, and one of them may have put the registers away.
+    loaded::load(vcpu);
+    if claimed {
+        let path = SeaPath::Firmware;
+        events::sea(vcpu, state, esr, gva, place, Owner::Guest, path);
+    }
+    claimed
+}
+
 /// An external abort that hardware took to EL2.
 pub(super) fn met(vcpu: &Arc<Vcpu>, state: &mut State, sea: &Sea<Ipa>) -> Next {
+    let nowhere = Place {
+        ipa: None,
+        below: None,
+    };
+    let shown = sea.shown(vcpu_has_ras(state));
+    if firmware_claims(vcpu, state, shown, sea.gva, &nowhere) {
+        return Next::Interrupt;
+    }
     let suspect = sea.is_on_walk() || sea.owner == SeaOwner::Host;
     if suspect && heal(vcpu, state) {
         // Loaded anew, and made again: the guest never knows.
@@ -167,10 +194,14 @@ pub(super) fn consumed<A: umbra_arm64::Address>(
     state: &mut State,
     esr: Esr,
     fault: &Stage2Fault<A>,
-    (hva, _, poison): (Hva, Pa, Poison),
+    (hva, frame, poison): (Hva, Pa, Poison),
     place: Place,
 ) -> Next {
-    if poison == Poison::Known {
+    if poison == Poison::Latent && firmware_claims(vcpu, state, esr, Some(fault.gva), &place) {
+        return Next::Interrupt;
+    }
+    // Another CPU may have met the same error, and heard firmware first.
+    if crate::poison::state_of(frame).unwrap_or(poison) == Poison::Known {
         // As Linux: the VMM is told by a signal, whatever it opted in to.
         events::sea(
             vcpu,
@@ -206,11 +237,16 @@ pub(super) fn consumed_by_walk(
         let hva = slot.and_then(|slot| slot.hva_of(at));
         (hva, hva.and_then(|hva| vcpu.vm.mm.bad_at(hva)))
     };
+    let place = Place {
+        ipa: Some(at),
+        below: fault.address,
+    };
+    if let Some((_, Poison::Latent)) = lies
+        && firmware_claims(vcpu, state, esr, Some(fault.gva), &place)
+    {
+        return Next::Interrupt;
+    }
     if let (Some(hva), Some((_, Poison::Known))) = (hva, lies) {
-        let place = Place {
-            ipa: Some(at),
-            below: fault.address,
-        };
         events::sea(
             vcpu,
             state,
@@ -223,10 +259,6 @@ pub(super) fn consumed_by_walk(
         return Next::BusError(hva);
     }
     let sea = Sea::of_poison(esr, fault.gva, fault.address, Some(level));
-    let place = Place {
-        ipa: Some(at),
-        below: fault.address,
-    };
     tell(vcpu, state, sea.shown(vcpu_has_ras(state)), sea.gva, place)
 }
 

@@ -471,6 +471,13 @@ impl Mm {
         Some((bad.frame, crate::poison::state_of(bad.frame)?))
     }
 
+    /// Where the bad frame was, in this process.
+    pub(crate) fn places_of_bad(&self, frame: Pa) -> Vec<Hva> {
+        let inner = self.lock();
+        let taken = inner.bad.iter().filter(|bad| bad.frame == frame);
+        taken.map(|bad| bad.at).collect()
+    }
+
     /// The frame behind `addr`, if its page is present.
     pub(crate) fn frame_at(&self, addr: Hva) -> Option<Pa> {
         let mut inner = self.lock();

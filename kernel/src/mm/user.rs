@@ -49,10 +49,14 @@ impl Mm {
                         if esr & 0x3c == 0x14 && self.heal() > 0 {
                             continue;
                         }
+                        crate::ghes::later();
                         return Err(Failed::Poisoned);
                     }
                     self.fault(at, prot).map_err(|fault| match fault {
-                        MmFault::Poisoned(..) => Failed::Poisoned,
+                        MmFault::Poisoned(..) => {
+                            crate::ghes::later();
+                            Failed::Poisoned
+                        }
                         _ => Failed::BadAddress,
                     })?;
                     // A fault that comes back although the page is there would never end.

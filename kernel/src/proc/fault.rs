@@ -91,13 +91,12 @@ fn abort(thread: &UserThread, esr: u64, at: Hva, access: Prot) -> Option<(Hva, u
     let status = esr & 0x3f;
     let (signal, code) = match status & !3 {
         _ if status == fsc::ALIGNMENT => (Signal::BUS, code::BUS_ADRALN),
-        _ if status == fsc::EXTERNAL => {
-            thread.memory_error(at);
-            return Some((at, esr));
-        }
-        fsc::EXTERNAL_WALK => {
-            if thread.process.mm().heal() > 0 {
-                // Made again: it faults, and what can be brought in again is.
+        // On the access, or on its walk. Made again, it finds what firmware or a look at the tables has
+        // taken out.
+        _ if status == fsc::EXTERNAL || status & !3 == fsc::EXTERNAL_WALK => {
+            let mm = thread.process.mm();
+            let on_walk = status & !3 == fsc::EXTERNAL_WALK;
+            if crate::ghes::claim(&mm) || on_walk && mm.heal() > 0 {
                 return None;
             }
             thread.memory_error(at);
@@ -113,6 +112,9 @@ fn abort(thread: &UserThread, esr: u64, at: Hva, access: Prot) -> Option<(Hva, u
                 Err(MmFault::NotAllowed) => (Signal::SEGV, code::SEGV_ACCERR),
                 Err(MmFault::BeyondFile) => (Signal::BUS, code::BUS_ADRERR),
                 Err(MmFault::Poisoned(..)) => {
+                    if crate::ghes::claim(&thread.process.mm()) {
+                        return None;
+                    }
                     thread.memory_error(at);
                     return Some((at, esr));
                 }

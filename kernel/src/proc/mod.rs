@@ -31,4 +31,4 @@ pub(crate) use registry::{by_tid, family, find, new_number, processes};
 pub(crate) use run::Context;
 pub(crate) use signal::send_to_group;
 pub(crate) use start::{Clone, clone, first};
-pub(crate) use thread::UserThread;
+pub(crate) use thread::{PR_MCE_KILL_DEFAULT, PR_MCE_KILL_EARLY, PR_MCE_KILL_LATE, UserThread};

@@ -12,6 +12,7 @@ use umbra_linux::wait::{Ending, Pid};
 use umbra_linux::{Errno, uapi};
 
 use super::UserThread;
+use super::thread::PR_MCE_KILL_EARLY;
 use crate::file::{Description, File};
 use crate::files::tree;
 use crate::mm::Mm;
@@ -80,8 +81,6 @@ pub(crate) struct Process {
     pub(super) exit_signal: u32,
     /// Where handlers without a restorer return to.
     pub(super) trampoline: AtomicU64,
-    /// PR_MCE_KILL_EARLY: memory errors that were found elsewhere are told at once.
-    pub(crate) early_word: AtomicBool,
     /// When it began, in nanoseconds.
     pub(crate) started: u64,
 }
@@ -98,9 +97,12 @@ impl Process {
         self.mm.lock().clone()
     }
 
-    /// Whether it asked to hear of memory errors before it meets them (PR_MCE_KILL_EARLY).
-    pub(crate) fn wants_early_word(&self) -> bool {
-        self.early_word.load(Ordering::Relaxed)
+    /// The thread that asked to hear of memory errors before anybody here meets them.
+    pub(crate) fn early_thread(&self) -> Option<Arc<UserThread>> {
+        let early = |thread: &&Arc<UserThread>| {
+            thread.memory_error_word.load(Ordering::Relaxed) == PR_MCE_KILL_EARLY
+        };
+        self.threads.lock().iter().find(early).cloned()
     }
 
     /// The descriptor table.

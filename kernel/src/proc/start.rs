@@ -138,7 +138,6 @@ fn new_process(parent: Pid, birth: Birth) -> Result<Arc<Process>, Errno> {
         gate: SpinLock::new("vfork", 57, birth.gate),
         exit_signal: birth.exit_signal,
         trampoline: AtomicU64::new(birth.trampoline),
-        early_word: AtomicBool::new(false),
         started: sched::now(),
     }))
 }
@@ -338,6 +337,8 @@ fn start_thread(
         signals,
         name,
     );
+    let word = call.thread.memory_error_word.load(Ordering::Relaxed);
+    thread.memory_error_word.store(word, Ordering::Relaxed);
     if args.flags & CLONE_CHILD_CLEARTID != 0 {
         thread
             .clear_tid

@@ -1,7 +1,7 @@
 //! One thread of a process, apart from its registers.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use umbra_hw::sync::SpinLock;
 use umbra_linux::Errno;
@@ -11,6 +11,14 @@ use umbra_linux::wait::Pid;
 use super::Process;
 use super::process::prod;
 use crate::sched;
+
+/// When a thread hears of a memory error that somebody else found (prctl(2), PR_MCE_KILL): when it
+/// meets it.
+pub(crate) const PR_MCE_KILL_LATE: u8 = 0;
+/// At once.
+pub(crate) const PR_MCE_KILL_EARLY: u8 = 1;
+/// As the machine has it, which is late.
+pub(crate) const PR_MCE_KILL_DEFAULT: u8 = 2;
 
 /// A thread of a process.
 pub(crate) struct UserThread {
@@ -29,6 +37,8 @@ pub(crate) struct UserThread {
     restartable: AtomicBool,
     /// The mask has to come back after the call in progress.
     suspended: AtomicBool,
+    /// PR_MCE_KILL_LATE, _EARLY or _DEFAULT: when it hears of memory errors that somebody else found.
+    pub(crate) memory_error_word: AtomicU8,
     /// Set by PR_SET_NAME.
     pub(crate) name: SpinLock<[u8; 16]>,
 }
@@ -51,6 +61,7 @@ impl UserThread {
             clear_tid: AtomicU64::new(0),
             restartable: AtomicBool::new(false),
             suspended: AtomicBool::new(false),
+            memory_error_word: AtomicU8::new(PR_MCE_KILL_DEFAULT),
             name: SpinLock::new("thread name", 108, name),
         })
     }

@@ -160,7 +160,7 @@ fn poison(call: &Call<'_>, at: Hva, bytes: u64) -> Result<u64, Errno> {
             .frame_at(page)
             .or_else(|| mm.bad_at(page).map(|(frame, _)| frame))
             .ok_or(Errno::EFAULT)?;
-        crate::poison::report(frame, Poison::Known)?;
+        crate::poison::report_but(frame, Poison::Known, Some(&mm))?;
         call.thread.memory_error(page);
         page = page.checked_add(PAGE).ok_or(Errno::EINVAL)?;
     }

@@ -14,7 +14,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::{Args, Done, int, user};
 use crate::file::Call;
 use crate::files::tree;
-use crate::proc::{self, Clone, Context, family};
+use crate::proc::{
+    self, Clone, Context, PR_MCE_KILL_DEFAULT, PR_MCE_KILL_EARLY, PR_MCE_KILL_LATE, family,
+};
 use crate::sched::{self, Waited};
 
 /// The most strings of argv or envp.
@@ -252,23 +254,19 @@ pub(super) fn prctl(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
             user::write(call, a[1], &name)?;
             Ok(0)
         }
-        // PR_MCE_KILL: CLEAR is the default, which is late.
+        // PR_MCE_KILL_CLEAR (0) and PR_MCE_KILL_SET (1).
         PR_MCE_KILL if a[3] | a[4] == 0 => {
-            let early = match (a[1], a[2]) {
-                (0, 0) | (1, 0 | 2) => false,
-                (1, 1) => true,
+            let word = match (a[1], a[2]) {
+                (0, 0) | (1, 2) => PR_MCE_KILL_DEFAULT,
+                (1, 0) => PR_MCE_KILL_LATE,
+                (1, 1) => PR_MCE_KILL_EARLY,
                 _ => return Err(Errno::EINVAL),
             };
-            let process = call.process;
-            process.early_word.store(early, Ordering::Relaxed);
+            call.thread.memory_error_word.store(word, Ordering::Relaxed);
             Ok(0)
         }
         PR_MCE_KILL_GET if a[1] | a[2] | a[3] | a[4] == 0 => {
-            Ok(if call.process.wants_early_word() {
-                1
-            } else {
-                2
-            })
+            Ok(call.thread.memory_error_word.load(Ordering::Relaxed).into())
         }
         // Nothing here could give privileges, so the promise not to take any is kept.
         PR_SET_NO_NEW_PRIVS if a[1] == 1 => Ok(0),

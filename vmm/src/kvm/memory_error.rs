@@ -220,6 +220,26 @@ pub fn catch_bus_errors() -> Result<()> {
     }
 }
 
+/// Asks for word of memory errors that somebody else found, in this process's memory (prctl(2), PR_MCE_KILL): at
+/// once, or when this process meets them. It comes to this thread.
+pub fn hear_early(early: bool) -> std::result::Result<(), i32> {
+    let (set, when) = (libc::PR_MCE_KILL_SET, libc::PR_MCE_KILL_EARLY);
+    let when = if early { when } else { libc::PR_MCE_KILL_LATE };
+    // SAFETY: it changes nothing but when a signal comes.
+    answer(unsafe { libc::prctl(libc::PR_MCE_KILL, set, when, 0, 0) }).map(drop)
+}
+
+/// Whether this thread asked to hear early; `None`: nobody has said.
+pub fn hears_early() -> std::result::Result<Option<bool>, i32> {
+    // SAFETY: it only answers a number.
+    let word = answer(unsafe { libc::prctl(libc::PR_MCE_KILL_GET, 0, 0, 0, 0) })?;
+    Ok(match word as i32 {
+        libc::PR_MCE_KILL_EARLY => Some(true),
+        libc::PR_MCE_KILL_LATE => Some(false),
+        _ => None,
+    })
+}
+
 /// Runs a system call that may end in a bus error of somebody else's access (a guest's), and answers
 /// that too.
 pub fn expecting<R>(call: impl FnOnce() -> R) -> (R, Option<BusError>) {

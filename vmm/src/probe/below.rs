@@ -92,7 +92,7 @@ fn program(access: Access) -> Asm {
     asm
 }
 
-fn furnish(data: &Region, access: Access) {
+pub(super) fn furnish(data: &Region, access: Access) {
     match access {
         Access::Load | Access::Store => data.set_u64(BAD, 7),
         Access::Fetch => data.set_code(BAD, &[0xd280_00e0, 0xd65f_03c0]),
@@ -118,7 +118,13 @@ fn target(access: Access) -> u64 {
 }
 
 /// A vCPU that will begin `program` as L2 at `pstate`.
-fn begin(machine: &Machine, data: &Region, id: u64, access: Access, pstate: u64) -> Check<Vcpu> {
+pub(super) fn begin(
+    machine: &Machine,
+    data: &Region,
+    id: u64,
+    access: Access,
+    pstate: u64,
+) -> Check<Vcpu> {
     let vcpu = nested(machine, data, id, HCR | TEA)?;
     let mut entry = machine.place(&program(access));
     if access == Access::Walk {

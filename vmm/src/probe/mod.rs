@@ -13,6 +13,7 @@ mod el2;
 mod events;
 mod firmware;
 mod follow;
+mod ghes;
 mod gic;
 mod guest;
 mod irq;
@@ -97,6 +98,7 @@ rows! {
     shadows: writes_show_once by_hand initially_set walks_show flags_show no_write_is_lost slots_change
         delete_under_use tables_go;
     el2: authenticated_returns serrors_of_the_vmm serrors_of_l1 virtual_interrupts big_endian_tables;
+    ghes: claimed claimed_below about_another_page met_by_the_vmm found_early nothing_to_claim nonsense;
     campaign: memory_error;
     noise: ioctls vcpu_state instructions;
 }

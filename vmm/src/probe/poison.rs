@@ -17,7 +17,7 @@ use super::guest::{Exit, Machine, RAM, Sea, Vcpu};
 use super::{Check, Env, Outcome, abi, errno_name, granted, holds, refused, same};
 
 const CAP_ARM_SEA_TO_USER: u32 = 245;
-const EINJ: &str = "/sys/kernel/debug/apei/einj";
+pub(super) const EINJ: &str = "/sys/kernel/debug/apei/einj";
 pub(super) const HWPOISON: &str = "/sys/kernel/debug/hwpoison";
 const UNCORRECTABLE: u64 = 0x10;
 /// SErrors unmasked at both levels, as Linux runs: one that comes instead of an exit shows at once.
@@ -36,7 +36,7 @@ pub(super) fn write(dir: &str, file: &str, value: u64) -> Outcome {
 }
 
 /// The frame of a page of this process (/proc/self/pagemap); `None` if it is not present.
-fn frame(address: u64) -> Check<Option<u64>> {
+pub(super) fn frame(address: u64) -> Check<Option<u64>> {
     let path = "/proc/self/pagemap";
     let mut entry = [0; 8];
     fs::File::open(path)
@@ -50,14 +50,14 @@ pub(super) fn present(address: u64) -> Check<u64> {
     frame(address)?.ok_or_else(|| format!("{address:#x} is not present"))
 }
 
-/// Plants an error that nobody knows of, at a physical address.
-fn plant_at(at: u64) -> Outcome {
+/// Plants an error at a physical address. With `no_trigger` nobody knows of it.
+fn plant_at(at: u64, no_trigger: bool) -> Outcome {
     for (file, value) in [
         ("error_type", UNCORRECTABLE),
         ("flags", 2),
         ("param1", at),
         ("param2", u64::MAX),
-        ("notrigger", 1),
+        ("notrigger", no_trigger.into()),
         ("error_inject", 1),
     ] {
         write(EINJ, file, value)?;
@@ -65,9 +65,19 @@ fn plant_at(at: u64) -> Outcome {
     Ok(())
 }
 
+/// Plants an error that nobody knows of. Answers its frame.
 pub(super) fn plant(address: u64) -> Check<u64> {
+    plant_page(address, true)
+}
+
+/// Plants an error that firmware claims when somebody meets it.
+pub(super) fn plant_claimed(address: u64) -> Check<u64> {
+    plant_page(address, false)
+}
+
+fn plant_page(address: u64, no_trigger: bool) -> Check<u64> {
     let frame = present(address)?;
-    plant_at(frame * 4096 + address % 4096)?;
+    plant_at(frame * 4096 + address % 4096, no_trigger)?;
     same(self::frame(address)?, None, "the bad page in pagemap")?;
     Ok(frame)
 }
@@ -278,7 +288,14 @@ pub(super) fn cell(pstate: u64, access: Access, huge: bool, dirty: bool) -> Outc
 }
 
 /// A guest in its own VM with a page that was planted.
-fn planted(opted_in: bool) -> Check<(Machine, Region, Vcpu)> {
+pub(super) fn planted(opted_in: bool) -> Check<(Machine, Region, Vcpu)> {
+    let made = about_to_load(opted_in)?;
+    plant(made.1.address(BAD))?;
+    Ok(made)
+}
+
+/// A guest in its own VM that is about to load from what will be the bad page.
+pub(super) fn about_to_load(opted_in: bool) -> Check<(Machine, Region, Vcpu)> {
     let machine = Machine::new()?;
     let data = memory(true)?;
     granted(machine.add(&data, DATA, 0), "a slot")?;
@@ -286,7 +303,6 @@ fn planted(opted_in: bool) -> Check<(Machine, Region, Vcpu)> {
         opt_in(&machine)?;
     }
     data.set_u64(BAD, 7);
-    plant(data.address(BAD))?;
     let vcpu = machine.vcpu_with(0, &program(Access::Load))?;
     vcpu.set(abi::x(1), target(Access::Load))?;
     Ok((machine, data, vcpu))
@@ -377,7 +393,7 @@ pub(super) fn signal_of_the_vmm(_: &Env) -> Outcome {
     granted(data.ioctl(&vcpu.fd, abi::GET_MP_STATE, BAD), "an ioctl").map(drop)
 }
 
-fn bad_frames() -> Check<String> {
+pub(super) fn bad_frames() -> Check<String> {
     let path = format!("{HWPOISON}/bad-frames");
     fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))
 }

@@ -2,6 +2,7 @@
 //! case came out.
 
 use super::cases::{Case, Guests, HELLO, Work};
+use super::firmware;
 use super::judge::{Part, Passed, judge, parts};
 use super::network;
 use super::report::{Tally, tail};
@@ -178,14 +179,22 @@ impl Bench<'_> {
         let traced = cases.iter().any(|case| !case.events.is_empty());
         let trace = traced.then(|| Request::for_transcript(&log, true));
         let words = trace.map(|trace| trace.words());
+        let has_firmware = cases.iter().any(Case::has_firmware);
+        let tables = has_firmware.then(firmware::word);
         let words: Vec<&str> = words
             .iter()
             .flatten()
             .map(String::as_str)
             .chain(word)
+            .chain(tables.as_deref())
             .collect();
+        let more = match has_firmware {
+            true => firmware::loader(self.ws)?.to_vec(),
+            false => vec![],
+        };
         let machine = self.machine(name, cases, &words, &mut log)?;
-        let outcome = machine.run(self.qemu, &mut log, limit, &self.symbols()?, |_| {})?;
+        let about = (limit, &self.symbols()?);
+        let outcome = machine.run_with(self.qemu, &more, &mut log, about, |_| {})?;
         Ok(Boot {
             outcome,
             log: log.path().to_path_buf(),

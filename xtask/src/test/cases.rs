@@ -178,7 +178,8 @@ impl Case {
 
     /// Whether it is a suite of checks that runs on Linux too.
     fn is_suite(&self) -> bool {
-        let injects = ["kvm/poison", "kvm/below", "kvm/campaign"].contains(&self.name.as_str());
+        let injects =
+            ["kvm/poison", "kvm/below", "kvm/ghes", "kvm/campaign"].contains(&self.name.as_str());
         // Memory errors can be injected on umbra alone: QEMU has no EINJ.
         matches!(self.work, Work::Payload(..) | Work::Program(File::Probe, _)) && !injects
     }
@@ -210,6 +211,11 @@ impl Case {
                 vec![Flavour::Newest]
             }
         }
+    }
+
+    /// Whether its machine has firmware's tables of error sources.
+    pub(crate) fn has_firmware(&self) -> bool {
+        matches!(self.work, Work::Program(File::Probe, _))
     }
 
     /// Whether it boots umbra.
@@ -554,6 +560,7 @@ const PROBES: &[&str] = &[
     "below/",
     "shadows/",
     "el2/",
+    "ghes/",
     "campaign/",
     "noise/",
 ];

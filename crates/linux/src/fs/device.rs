@@ -95,6 +95,9 @@ pub enum ProcFile {
     CorruptPfn,
     /// /sys/kernel/debug/hwpoison/bad-frames: every frame known to be bad. Not in Linux.
     BadFrames,
+    /// /sys/kernel/debug/apei/sources: what firmware's error sources came to; written, a status block. Not
+    /// in Linux.
+    ErrorSources,
     /// /sys/kernel/debug/hwpoison/break: breaks what is not memory on purpose. Not in Linux.
     Break,
 }
@@ -104,7 +107,7 @@ impl ProcFile {
     pub(super) const fn is_writable(self) -> bool {
         match self {
             Self::Einj(file) => !matches!(file, EinjFile::AvailableErrorType),
-            Self::CorruptPfn | Self::Break | Self::FailNth => true,
+            Self::CorruptPfn | Self::Break | Self::FailNth | Self::ErrorSources => true,
             _ => false,
         }
     }
@@ -175,6 +178,11 @@ pub(super) const PROC_FILES: &[(&str, ProcFile, u32)] = &[
         "sys/kernel/debug/hwpoison/bad-frames",
         ProcFile::BadFrames,
         0o400,
+    ),
+    (
+        "sys/kernel/debug/apei/sources",
+        ProcFile::ErrorSources,
+        0o600,
     ),
     ("sys/kernel/debug/hwpoison/break", ProcFile::Break, 0o200),
 ];

@@ -18,8 +18,8 @@ use super::poison::{
 };
 use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
 
-const HCR_EL2: Sys = (3, 4, 1, 1, 0);
-const VTTBR_EL2: Sys = (3, 4, 2, 1, 0);
+pub(super) const HCR_EL2: Sys = (3, 4, 1, 1, 0);
+pub(super) const VTTBR_EL2: Sys = (3, 4, 2, 1, 0);
 pub(super) const VTCR_EL2: Sys = (3, 4, 2, 1, 2);
 pub(super) const SPSR_EL2: Sys = (3, 4, 4, 0, 0);
 pub(super) const ELR_EL2: Sys = (3, 4, 4, 0, 1);

@@ -16,6 +16,7 @@ mod follow;
 mod ghes;
 mod gic;
 mod guest;
+mod hostile;
 mod irq;
 mod isolation;
 mod its;
@@ -100,6 +101,7 @@ rows! {
     el2: authenticated_returns serrors_of_the_vmm serrors_of_l1 virtual_interrupts big_endian_tables;
     ghes: claimed claimed_below about_another_page met_by_the_vmm found_early nothing_to_claim nonsense;
     campaign: memory_error;
+    hostile: hypervisor;
     noise: ioctls vcpu_state instructions;
 }
 

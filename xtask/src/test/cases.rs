@@ -562,6 +562,7 @@ const PROBES: &[&str] = &[
     "el2/",
     "ghes/",
     "campaign/",
+    "hostile/",
     "noise/",
 ];
 

@@ -168,7 +168,7 @@ fn read_core(vcpu: &Vcpu, state: &mut State, reg: CoreReg) -> u64 {
     match reg {
         CoreReg::X(n) => state.frame.x.get(usize::from(n)).copied().unwrap_or(0),
         CoreReg::Pc => state.frame.pc,
-        CoreReg::Pstate => nested::shown_pstate(state),
+        CoreReg::Pstate => state.arrival.unwrap_or_else(|| nested::shown_pstate(state)),
         CoreReg::Fpsr => state.fp.regs().fpsr,
         CoreReg::Fpcr => state.fp.regs().fpcr,
         // No AArch32, so nothing is ever banked there; the others were answered above.
@@ -189,11 +189,12 @@ fn write_core(vcpu: &Vcpu, state: &mut State, reg: CoreReg, value: u64) -> Resul
         }
         CoreReg::Pc => state.frame.pc = value,
         CoreReg::Pstate => {
-            let pstate = match state.world {
-                World::VirtualEl2 => nested::hardware_pstate(value),
-                World::Plain | World::Nested => HwPstate::new(value),
-            };
-            state.frame.set_pstate(pstate.ok_or(Errno::EINVAL)?);
+            if state.world == World::Plain {
+                let pstate = HwPstate::new(value).ok_or(Errno::EINVAL)?;
+                state.frame.set_pstate(pstate);
+            } else {
+                state.arrival = Some(nested::arrival(value).ok_or(Errno::EINVAL)?);
+            }
         }
         CoreReg::Fpsr => state.fp.regs().fpsr = value,
         CoreReg::Fpcr => state.fp.regs().fpcr = value,

@@ -159,6 +159,9 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
     }
     let page = &*vcpu.page;
     loaded::load(vcpu);
+    if !nested::arrive(vcpu, &mut state) {
+        return Err(Errno::ENOMEM);
+    }
     mmio::complete(&mut state, page);
     if run_page::immediate_exit(page) {
         return Err(Errno::EINTR);

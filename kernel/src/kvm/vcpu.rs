@@ -75,6 +75,8 @@ pub(super) struct State {
     pub(super) pending_abort: bool,
     /// PC when the tables were last dropped because hardware's walk of them failed.
     pub(super) dropped_at: Option<u64>,
+    /// A PSTATE of the VMM's that is one of the other world's: the vCPU goes there when it is run next.
+    pub(super) arrival: Option<u64>,
     /// How often a root of tables had been replaced when this vCPU last looked (`sea::follow`).
     pub(super) roots_replaced: u64,
     /// The abort that the last exit told the VMM of, until the guest runs on.
@@ -197,6 +199,7 @@ impl Vcpu {
                 pending_abort: false,
                 told: None,
                 dropped_at: None,
+                arrival: None,
                 roots_replaced: 0,
                 pending_serror: None,
                 last_far: 0,
@@ -358,6 +361,7 @@ impl Vcpu {
         state.pending_abort = false;
         state.told = None;
         state.pending_serror = None;
+        state.arrival = None;
         let nested = state
             .init
             .is_some_and(|features| features.has(KVM_ARM_VCPU_HAS_EL2));
@@ -375,6 +379,13 @@ impl Vcpu {
         hw.vttbr = self.vm.vttbr();
         hw.regs.reset(&self.identity(), &state.features);
         hw.cpuif = CpuIf::default();
+        hw.maintenance = false;
+        let left = hw.shadow.take();
+        drop(hw);
+        // What a guest hypervisor ran is no more.
+        if let Some(left) = left {
+            self.vm.memory.lock().shadows.release(left);
+        }
     }
 
     /// Begins at `start`, after a reset.

@@ -10,7 +10,7 @@ use umbra_vmm::kvm::Region;
 use super::asm::{Asm, EXCEPTION, REPORT, Sys};
 use super::below::{ABOVE, ELR_EL2, HCR, SPSR_EL2, STAGE2, has_el2, nested, start};
 use super::events::set;
-use super::guest::{Exit, Machine, RAM, Vcpu};
+use super::guest::{Exit, Machine, RAM, Vcpu, kicked};
 use super::poison::{DATA, memory};
 use super::{Check, Env, Outcome, abi, granted, holds, same};
 
@@ -175,6 +175,8 @@ pub(super) fn authenticated_returns(_: &Env) -> Outcome {
     holds(failed > 20, || format!("only {failed} codes were wrong"))
 }
 
+/// MIDR_EL1, the first of the identification registers.
+const ID_SPACE: Sys = (3, 0, 0, 0, 0);
 const HCR_EL2: Sys = (3, 4, 1, 1, 0);
 const VSESR_EL2: Sys = (3, 4, 5, 2, 3);
 const VDISR_EL2: Sys = (3, 4, 12, 1, 1);
@@ -472,4 +474,89 @@ pub(super) fn big_endian_tables(_: &Env) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// A vCPU that stands in L2 is saved register by register and goes on as another, which has to find out
+/// by them that it is not at virtual EL2.
+pub(super) fn restored_below(_: &Env) -> Outcome {
+    const TPIDR_EL1: Sys = (3, 0, 13, 0, 4);
+    if !has_el2()? {
+        return Ok(());
+    }
+    for pstate in [EL1, EL0] {
+        let stage = Stage::new(0)?;
+        let mut asm = Asm::new();
+        let again = asm.here();
+        asm.add(5, 5, 1).report(5);
+        asm.back(again);
+        stage.returns_to(&asm, pstate)?;
+        let first = &stage.vcpu;
+        first.set(abi::x(5), 0)?;
+        first.set(abi::sys(TPIDR_EL1), 0x7e57)?;
+        for n in 1..4 {
+            same(first.report()?, n, "what L2 counts")?;
+        }
+        first.complete()?;
+        same(first.get(abi::PSTATE)?, pstate, "PSTATE of L2")?;
+        let second = stage.machine.bare_vcpu(1)?;
+        granted(second.init(1 << KVM_ARM_VCPU_HAS_EL2), "a vCPU with EL2")?;
+        let list = granted(Region::new(1 << 16), "mmap")?;
+        list.set_u64(0, 4000);
+        granted(
+            list.ioctl(&first.fd, abi::GET_REG_LIST, 0),
+            "KVM_GET_REG_LIST",
+        )?;
+        for n in 1..=list.u64(0) as usize {
+            let id = list.u64(8 * n);
+            // Who it is stays.
+            let identity = abi::sys(ID_SPACE)..abi::sys(ID_SPACE) + 0x80;
+            if abi::bytes_of(id) <= 8 && !identity.contains(&id) {
+                second.set(id, first.get(id)?)?;
+            }
+        }
+        same(second.get(abi::PSTATE)?, pstate, "PSTATE as it was set")?;
+        same(second.report()?, 4, "what L2 counts then")?;
+        same(
+            second.get(abi::sys(TPIDR_EL1))?,
+            0x7e57,
+            "a register of L2's",
+        )?;
+        // And back to virtual EL2, where the VMM wants it.
+        second.complete()?;
+        let mut asm = Asm::new();
+        asm.mrs(0, HCR_EL2).report(0);
+        start(&second, stage.machine.place(&asm))?;
+        same(second.report()?, HCR, "HCR_EL2 at virtual EL2")?;
+    }
+    Ok(())
+}
+
+/// A vCPU that stands in L2 is initialised again: it is at virtual EL2 and sees the VM's own space.
+pub(super) fn init_again_below(_: &Env) -> Outcome {
+    if !has_el2()? {
+        return Ok(());
+    }
+    let stage = Stage::new(0)?;
+    stage.returns_to(&reporting(), EL1)?;
+    let vcpu = &stage.vcpu;
+    vcpu.report()?;
+    vcpu.complete()?;
+    granted(
+        vcpu.init(1 << KVM_ARM_VCPU_HAS_EL2),
+        "KVM_ARM_VCPU_INIT again",
+    )?;
+    // An address that only the VM's own space has, for the first time.
+    let fresh = DATA as usize + 0x4_0000;
+    stage.data.set_u64(0x4_0000, 41);
+    let mut asm = Asm::new();
+    asm.mov(1, fresh as u64).ldr(0, 1).report(0);
+    start(vcpu, stage.machine.place(&asm))?;
+    let Stage { vcpu, data, .. } = stage;
+    let seen = kicked(move || {
+        (0..200)
+            .find_map(|_| vcpu.report().ok())
+            .ok_or("virtual EL2 makes no progress")
+    })??;
+    drop(data);
+    same(seen, 41, "what virtual EL2 reads")
 }

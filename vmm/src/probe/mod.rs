@@ -98,7 +98,8 @@ rows! {
     below: cells not_routed table shadow_table read_only_slot vncr;
     shadows: writes_show_once by_hand initially_set walks_show flags_show no_write_is_lost slots_change
         delete_under_use tables_go;
-    el2: authenticated_returns serrors_of_the_vmm serrors_of_l1 virtual_interrupts big_endian_tables;
+    el2: authenticated_returns serrors_of_the_vmm serrors_of_l1 virtual_interrupts big_endian_tables restored_below
+        init_again_below;
     ghes: claimed claimed_below about_another_page met_by_the_vmm found_early nothing_to_claim nonsense;
     campaign: memory_error;
     hostile: hypervisor;

@@ -117,6 +117,46 @@ pub(super) fn eret(vcpu: &Arc<Vcpu>, state: &mut State, iss: u32) -> Next {
     Next::Guest
 }
 
+/// A PSTATE that a VMM may give a vCPU with EL2, of either world; `None` for none.
+pub(super) fn arrival(raw: u64) -> Option<u64> {
+    matches!(raw & MODE, EL0T | EL1T | EL1H | EL2T | EL2H).then_some(raw)
+}
+
+/// The vCPU is where the VMM put it by its PSTATE, in the world that this and HCR_EL2 name now that all
+/// registers are set. False where there is no memory to run it.
+pub(super) fn arrive(vcpu: &Arc<Vcpu>, state: &mut State) -> bool {
+    let Some(raw) = state.arrival else {
+        return true;
+    };
+    let hcr = {
+        let hw = vcpu.hw.lock();
+        hw.masks.hcr(hw.regs.get(Reg::HcrEl2))
+    };
+    let below = match raw & MODE {
+        EL0T => hcr & TGE == 0,
+        mode => mode == EL1T || mode == EL1H,
+    };
+    let pstate = if below {
+        HwPstate::new(raw)
+    } else {
+        hardware_pstate(raw)
+    };
+    if let Some(pstate) = pstate {
+        match state.world {
+            World::VirtualEl2 if below => {
+                if !switch::enter(vcpu, state, pstate, state.frame.pc) {
+                    return false;
+                }
+            }
+            World::Nested if !below => switch::leave(vcpu, state),
+            World::Plain | World::VirtualEl2 | World::Nested => {}
+        }
+        state.frame.set_pstate(pstate);
+    }
+    state.arrival = None;
+    true
+}
+
 /// Where `signed` leads under the guest's own keys; `Err` where an exception was taken instead.
 fn authenticate(vcpu: &Arc<Vcpu>, state: &mut State, key: Key, signed: u64) -> Result<u64, Next> {
     let Some(rules) = Rules::of(&state.id_regs) else {

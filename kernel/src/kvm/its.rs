@@ -197,7 +197,13 @@ impl Itses {
         if offset != DOORBELL {
             return Err(Errno::EINVAL);
         }
-        let found = its.unit.lock().its.translate(msi.devid, msi.data);
+        let found = {
+            let unit = its.unit.lock();
+            if !unit.its.is_enabled() {
+                return Err(Errno::EBUSY);
+            }
+            unit.its.translate(msi.devid, msi.data)
+        };
         let Ok(intid) = found else {
             return Ok(false);
         };

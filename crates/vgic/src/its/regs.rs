@@ -128,7 +128,8 @@ impl Table {
 }
 
 impl Its {
-    pub(super) fn is_enabled(&self) -> bool {
+    /// GITS_CTLR.Enabled.
+    pub fn is_enabled(&self) -> bool {
         self.regs.enabled
     }
 

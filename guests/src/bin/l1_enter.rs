@@ -30,6 +30,7 @@ mod l1_enter {
         suite.check("wait-below", wait_below);
         suite.check("el1-registers-in", el1_in);
         suite.check("el1-registers-out", el1_out);
+        suite.check("identity", identity);
         suite.check("own-registers", own_registers);
         suite.check("fp", fp);
         suite.check("exceptions-at-el1", exceptions_at_el1);
@@ -47,6 +48,30 @@ mod l1_enter {
 
     fn guest() -> Guest {
         HOME.guest(1).1
+    }
+
+    /// A guest is who its hypervisor says, and the hypervisor who it was.
+    fn identity() -> Verdict {
+        let mut guest = guest();
+        let own = (mrs!("midr_el1"), mrs!("mpidr_el1"));
+        let before = (mrs!("vpidr_el2"), mrs!("vmpidr_el2"));
+        for (midr, mpidr) in [(0x411f_d0c1, 0x8000_0203), (0x610f_0221, 0x8000_0000)] {
+            msr!("vpidr_el2", midr);
+            msr!("vmpidr_el2", mpidr);
+            // mrs x0, midr_el1; mrs x0 + 1, mpidr_el1
+            let exit = guest.execute(&[
+                exec::mrs(sys(3, 0, 0, 0, 0)),
+                exec::mrs(sys(3, 0, 0, 0, 5)) | 1,
+            ]);
+            ensure!(exit.is_hvc(l2::DONE), "exit with ESR", exit.esr);
+            equal!(guest.x()[0], midr, "MIDR_EL1 of the guest");
+            equal!(guest.x()[1], mpidr, "MPIDR_EL1 of the guest");
+            equal!(mrs!("midr_el1"), own.0, "MIDR_EL1 of the hypervisor");
+            equal!(mrs!("mpidr_el1"), own.1, "MPIDR_EL1 of the hypervisor");
+        }
+        msr!("vpidr_el2", before.0);
+        msr!("vmpidr_el2", before.1);
+        PASS
     }
 
     fn pattern(seed: u64) -> [u64; 31] {

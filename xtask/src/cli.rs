@@ -255,6 +255,9 @@ pub(crate) struct BenchArgs {
     /// Change nothing in docs/; the table and target/umbra/bench.json alone.
     #[arg(long)]
     pub(crate) dry: bool,
+    /// umbra alone, which takes seconds: what a change did. Nothing is compared or written.
+    #[arg(long)]
+    pub(crate) alone: bool,
     /// The QEMU program to use. It must have been built with plugins.
     #[arg(long)]
     pub(crate) qemu: Option<PathBuf>,

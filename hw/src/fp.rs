@@ -11,7 +11,6 @@ use core::cell::UnsafeCell;
 use crate::percpu;
 use crate::regs::{insn, msr};
 use crate::sabotage::{Safeguard, left_out};
-use crate::traps::Traps;
 
 /// V0–V31, FPSR and FPCR as values.
 #[derive(Clone, Debug, Default)]
@@ -121,10 +120,10 @@ pub(crate) fn init_cpu() {
 
 /// Traps FP use at every level (CPTR_EL2.FPEN = 0b00) and CPACR_EL1 as a guest's traps have it, for the
 /// time it runs.
-pub(crate) fn trap_guest(traps: &Traps) {
+pub(crate) fn trap_guest(fp: bool, cpacr: bool) {
     const TCPAC: u64 = 1 << 31;
-    let fpen = if traps.fp { 0 } else { 0b11 };
-    let cpacr = if traps.cpacr { TCPAC } else { 0 };
+    let fpen = if fp { 0 } else { 0b11 };
+    let cpacr = if cpacr { TCPAC } else { 0 };
     // SAFETY: umbra uses no FP; an ERET follows.
     unsafe { msr!("cptr_el2", fpen << 20 | cpacr) };
 }

@@ -134,10 +134,10 @@ pub fn run(
     fp.load();
     set_hcr(hcr);
     user::set_vbar(vectors::guest_vectors());
-    let traps = percpu::this().traps.get();
-    let fp_traps = traps.fp || traps.cpacr;
+    let traps = &percpu::this().traps;
+    let fp_traps = traps.fp.get() || traps.cpacr.get();
     if fp_traps {
-        fp::trap_guest(&traps);
+        fp::trap_guest(traps.fp.get(), traps.cpacr.get());
     }
     watch(frame, None);
     // SAFETY: PSTATE is an `HwPstate` (the hardware wrote it at the last exit, or `set_pstate`), so
@@ -392,6 +392,7 @@ macro_rules! el0_registers {
 }
 
 /// Whether a register at this VNCR offset is in hardware while the vCPU is loaded.
+#[inline(always)]
 fn is_live(offset: u16) -> bool {
     let mut live = false;
     macro_rules! check {
@@ -444,8 +445,9 @@ impl VcpuRegs {
 
     /// The register at a VNCR offset (bytes, a multiple of 8 below 4096): from hardware if loaded
     /// here. It must not be loaded on another CPU.
+    #[inline(always)]
     pub fn get(&self, offset: u16) -> u64 {
-        if self.is_loaded_here() && !self.virtual_el2 && is_live(offset) {
+        if is_live(offset) && !self.virtual_el2 && self.is_loaded_here() {
             return read_live(offset);
         }
         debug_assert!(
@@ -455,9 +457,17 @@ impl VcpuRegs {
         self.page.get(offset)
     }
 
+    /// So many neighbours from a VNCR offset on, none of which is ever in hardware.
+    pub fn words(&self, offset: u16, count: u16) -> impl Iterator<Item = u64> {
+        let first = usize::from(offset / 8) % 512;
+        let words = self.page.0[first..].iter().take(count.into());
+        words.map(|word| word.load(Ordering::Relaxed))
+    }
+
     /// Sets the register at a VNCR offset, in hardware too if loaded here.
+    #[inline(always)]
     pub fn set(&mut self, offset: u16, value: u64) {
-        if self.is_loaded_here() && !self.virtual_el2 && is_live(offset) {
+        if is_live(offset) && !self.virtual_el2 && self.is_loaded_here() {
             write_live(offset, value);
         }
         debug_assert!(
@@ -469,6 +479,7 @@ impl VcpuRegs {
 
     /// The EL2 register of the guest that lives in the EL1 register at this VNCR offset while the
     /// guest is at virtual EL2 (CNTHCTL_EL2 at [`CNTHCTL`]): from hardware if loaded here.
+    #[inline(always)]
     pub fn hyp(&self, offset: u16) -> u64 {
         if self.is_loaded_here() && self.virtual_el2 {
             return if offset == CNTHCTL {
@@ -481,6 +492,7 @@ impl VcpuRegs {
     }
 
     /// Sets such a register, in hardware too if loaded here.
+    #[inline(always)]
     pub fn set_hyp(&mut self, offset: u16, value: u64) {
         if self.is_loaded_here() && self.virtual_el2 {
             if offset == CNTHCTL {
@@ -493,6 +505,7 @@ impl VcpuRegs {
         page.set(offset, value);
     }
 
+    #[inline(always)]
     fn is_live_extra(&self, which: Extra) -> bool {
         self.is_loaded_here()
             && (!is_el0(which) || self.el0_loaded)
@@ -502,6 +515,7 @@ impl VcpuRegs {
     }
 
     /// A register outside the VNCR page.
+    #[inline(always)]
     pub fn extra(&self, which: Extra) -> u64 {
         if self.is_live_extra(which) {
             return read_live_extra(which);
@@ -510,6 +524,7 @@ impl VcpuRegs {
     }
 
     /// Sets a register outside the VNCR page.
+    #[inline(always)]
     pub fn set_extra(&mut self, which: Extra, value: u64) {
         if self.is_live_extra(which) {
             write_live_extra(which, value);
@@ -708,6 +723,7 @@ fn is_pauth(which: Extra) -> bool {
     (Extra::ApiaLo as usize..=Extra::ApgaHi as usize).contains(&(which as usize))
 }
 
+#[inline(always)]
 fn read_live(offset: u16) -> u64 {
     let mut value = 0;
     macro_rules! read {
@@ -721,6 +737,7 @@ fn read_live(offset: u16) -> u64 {
     value
 }
 
+#[inline(always)]
 fn write_live(offset: u16, value: u64) {
     macro_rules! write {
         ($offset:literal, $name:literal) => {
@@ -733,6 +750,7 @@ fn write_live(offset: u16, value: u64) {
     el1_registers!(write);
 }
 
+#[inline(always)]
 fn read_live_extra(which: Extra) -> u64 {
     let mut value = 0;
     macro_rules! read {
@@ -750,6 +768,7 @@ fn read_live_extra(which: Extra) -> u64 {
     value
 }
 
+#[inline(always)]
 fn write_live_extra(which: Extra, value: u64) {
     macro_rules! write {
         ($which:expr, $name:literal) => {

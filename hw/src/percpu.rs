@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::boot::HCR_HOST;
 use crate::regs::{mrs, msr};
 use crate::thread::Switch;
-use crate::traps::Traps;
+use crate::traps::Standing;
 
 /// CPUs that umbra can bring up.
 pub const MAX_CPUS: usize = 16;
@@ -36,7 +36,7 @@ pub(crate) struct PerCpu {
     /// CPACR/CPTR as it stands: whether EL0 traps FP.
     pub(crate) fp_trap: Cell<bool>,
     /// What of a guest traps, as it stands in the registers.
-    pub(crate) traps: Cell<Traps>,
+    pub(crate) traps: Standing,
     /// Redistributor base of this CPU.
     pub(crate) gicr: Cell<usize>,
     /// The table page of this CPU's mapping window, once it was used.
@@ -63,14 +63,7 @@ impl PerCpu {
             ttbr0: Cell::new(0),
             fp_owner: Cell::new(0),
             fp_trap: Cell::new(false),
-            traps: Cell::new(Traps {
-                hcrx: 0,
-                mdcr: 0,
-                cnthctl: 0,
-                fine: [0; 6],
-                fp: false,
-                cpacr: false,
-            }),
+            traps: Standing::unknown(),
             gicr: Cell::new(0),
             window_table: Cell::new(core::ptr::null()),
             window_busy: Cell::new(false),

@@ -3,6 +3,7 @@
 //! What stands in them is cached for each CPU, and [`load`] writes what differs: going between a guest
 //! hypervisor and its guest changes few of them.
 
+use core::cell::Cell;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 use crate::regs::{insn, mrs, msr};
@@ -100,32 +101,72 @@ impl Traps {
     }
 }
 
+/// What stands in the registers of one CPU.
+pub(crate) struct Standing {
+    hcrx: Cell<u64>,
+    mdcr: Cell<u64>,
+    cnthctl: Cell<u64>,
+    fine: [Cell<u64>; 6],
+    /// FP and SIMD are to trap once the guest is entered.
+    pub(crate) fp: Cell<bool>,
+    /// CPACR_EL1 is.
+    pub(crate) cpacr: Cell<bool>,
+}
+
+impl Standing {
+    /// Nothing that anybody asks for, so that the first [`load`] writes every register.
+    pub(crate) const fn unknown() -> Self {
+        Self {
+            hcrx: Cell::new(u64::MAX),
+            mdcr: Cell::new(u64::MAX),
+            cnthctl: Cell::new(u64::MAX),
+            fine: [const { Cell::new(u64::MAX) }; 6],
+            fp: Cell::new(false),
+            cpacr: Cell::new(false),
+        }
+    }
+}
+
 /// Writes what differs from what stands there. CPTR_EL2 follows at the entry of the guest. An ISB or
 /// ERET is the caller's.
 pub(crate) fn load(traps: &Traps) {
-    let this = percpu::this();
-    let old = this.traps.replace(*traps);
+    let standing = &percpu::this().traps;
+    let is_new = |cell: &Cell<u64>, value: u64| cell.replace(value) != value;
+    let mut fine = 0;
+    for (at, cell) in standing.fine.iter().enumerate() {
+        fine |= u32::from(is_new(cell, traps.fine[at])) << at;
+    }
+    standing.fp.set(traps.fp);
+    standing.cpacr.set(traps.cpacr);
     // SAFETY: traps and enables of guests below; umbra and its processes keep what CNTHCTL_OPEN and
     // the traps of TGE = 1 give them.
     unsafe {
-        if old.hcrx != traps.hcrx && has_hcx() {
+        if is_new(&standing.hcrx, traps.hcrx) && has_hcx() {
             msr!("s3_4_c1_c2_2", traps.hcrx);
         }
-        if old.mdcr != traps.mdcr {
+        if is_new(&standing.mdcr, traps.mdcr) {
             msr!("mdcr_el2", traps.mdcr);
         }
-        if old.cnthctl != traps.cnthctl {
+        if is_new(&standing.cnthctl, traps.cnthctl) {
             msr!("cnthctl_el2", traps.cnthctl | CNTHCTL_OPEN);
         }
-        if old.fine != traps.fine && has_fgt() {
-            msr!("s3_4_c1_c1_4", traps.fine[0]); // HFGRTR_EL2
-            msr!("s3_4_c1_c1_5", traps.fine[1]); // HFGWTR_EL2
-            msr!("s3_4_c1_c1_6", traps.fine[2]); // HFGITR_EL2
-            msr!("s3_4_c3_c1_4", traps.fine[3]); // HDFGRTR_EL2
-            msr!("s3_4_c3_c1_5", traps.fine[4]); // HDFGWTR_EL2
-            if has_amu() {
-                msr!("s3_4_c3_c1_6", traps.fine[5]); // HAFGRTR_EL2
-            }
+        if fine == 0 || !has_fgt() {
+            return;
+        }
+        macro_rules! write {
+            ($at:literal, $name:literal) => {
+                if fine >> $at & 1 == 1 {
+                    msr!($name, traps.fine[$at]);
+                }
+            };
+        }
+        write!(0, "s3_4_c1_c1_4"); // HFGRTR_EL2
+        write!(1, "s3_4_c1_c1_5"); // HFGWTR_EL2
+        write!(2, "s3_4_c1_c1_6"); // HFGITR_EL2
+        write!(3, "s3_4_c3_c1_4"); // HDFGRTR_EL2
+        write!(4, "s3_4_c3_c1_5"); // HDFGWTR_EL2
+        if has_amu() {
+            write!(5, "s3_4_c3_c1_6"); // HAFGRTR_EL2
         }
     }
 }
@@ -133,16 +174,6 @@ pub(crate) fn load(traps: &Traps) {
 /// No guest's traps until one is loaded. MDSCR_EL1 stays zero as long as guests' debug registers are
 /// emulated.
 pub(crate) fn init_cpu() {
-    let this = percpu::this();
-    // So that `load` writes every register once.
-    this.traps.set(Traps {
-        hcrx: u64::MAX,
-        mdcr: u64::MAX,
-        cnthctl: u64::MAX,
-        fine: [u64::MAX; 6],
-        fp: false,
-        cpacr: false,
-    });
     load(&Traps {
         hcrx: MSCEN,
         cnthctl: CNTHCTL_GUEST,

@@ -118,32 +118,32 @@ macro_rules! each_apr {
     };
 }
 
-/// Reads the active priorities: `[group][n]`; only as many as the priority bits call for.
-pub fn read_aprs(priority_bits: u32) -> [[u64; 4]; 2] {
+/// Reads the active priorities into `to(group, n, value)`; only as many as the priority bits call for.
+#[inline(always)]
+pub fn read_aprs(priority_bits: u32, mut to: impl FnMut(usize, u16, u64)) {
     let count = 1 << priority_bits.saturating_sub(5).min(2);
-    let mut aprs = [[0; 4]; 2];
     macro_rules! read {
         ($n:literal, $zero:literal, $one:literal) => {
             if $n < count {
-                aprs[0][$n] = mrs!($zero);
-                aprs[1][$n] = mrs!($one);
+                to(0, $n, mrs!($zero));
+                to(1, $n, mrs!($one));
             }
         };
     }
     each_apr!(read);
-    aprs
 }
 
-/// Writes the active priorities.
-pub fn write_aprs(priority_bits: u32, aprs: &[[u64; 4]; 2]) {
+/// Writes the active priorities from `of(group, n)`; only as many as the priority bits call for.
+#[inline(always)]
+pub fn write_aprs(priority_bits: u32, of: impl Fn(usize, u16) -> u64) {
     let count = 1 << priority_bits.saturating_sub(5).min(2);
     macro_rules! write {
         ($n:literal, $zero:literal, $one:literal) => {
             if $n < count {
                 // SAFETY: affects virtual interrupts only.
                 unsafe {
-                    msr!($zero, aprs[0][$n]);
-                    msr!($one, aprs[1][$n]);
+                    msr!($zero, of(0, $n));
+                    msr!($one, of(1, $n));
                 }
             }
         };

@@ -132,47 +132,6 @@ impl fmt::Debug for SysReg {
     }
 }
 
-/// A trapped MSR, MRS or system instruction: the ISS of an exception of class 0x18
-/// (Arm ARM D24.2.40, "ISS encoding for an exception from MSR, MRS, or System instruction
-/// execution in AArch64 state").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SysRegTrap {
-    /// Which register or instruction.
-    pub reg: SysReg,
-    /// The general register that gives or takes the value, 0 to 31; 31 is XZR.
-    pub rt: u8,
-    /// Whether the guest writes: MSR or a system instruction.
-    pub is_write: bool,
-}
-
-impl SysRegTrap {
-    /// Reads the fields of `iss`, ESR_EL2\[24:0\]. Every value decodes.
-    pub const fn from_iss(iss: u32) -> Self {
-        Self {
-            reg: SysReg::new(
-                (iss >> 20) as u8 & 3,
-                (iss >> 14) as u8 & 7,
-                (iss >> 10) as u8 & 15,
-                (iss >> 1) as u8 & 15,
-                (iss >> 17) as u8 & 7,
-            ),
-            rt: (iss >> 5) as u8 & 31,
-            is_write: iss & 1 == 0,
-        }
-    }
-
-    /// The ISS that hardware reports for this access: what a forwarded trap shows to vEL2.
-    pub const fn to_iss(self) -> u32 {
-        (self.reg.op0() as u32) << 20
-            | (self.reg.op2() as u32) << 17
-            | (self.reg.op1() as u32) << 14
-            | (self.reg.crn() as u32) << 10
-            | (self.rt as u32 & 31) << 5
-            | (self.reg.crm() as u32) << 1
-            | if self.is_write { 0 } else { 1 }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -217,26 +176,7 @@ mod tests {
         assert_eq!(SysReg::ich_lr(15), SysReg::ICH_LR15_EL2);
     }
 
-    #[test]
-    fn a_trapped_read_of_midr_decodes() {
-        // `mrs x5, midr_el1` with the direction bit set.
-        let trap = SysRegTrap::from_iss(3 << 20 | 5 << 5 | 1);
-        assert_eq!(
-            trap,
-            SysRegTrap {
-                reg: SysReg::MIDR_EL1,
-                rt: 5,
-                is_write: false
-            }
-        );
-    }
-
     proptest! {
-        #[test]
-        fn every_iss_survives_the_round_trip(iss in 0u32..1 << 22) {
-            prop_assert_eq!(SysRegTrap::from_iss(iss).to_iss(), iss);
-        }
-
         #[test]
         fn every_id_survives_the_round_trip(id: u16) {
             let reg = SysReg::from_id(id);

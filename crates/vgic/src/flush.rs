@@ -9,6 +9,7 @@
 //!   n-th such EOI is for the n-th most urgent of them, as EOIs nest. With EOImode = 1 any may be meant, so ICC_DIR_EL1 traps.
 
 use crate::cpuif::{HcrBits, Vmcr};
+use crate::irqset::bits;
 use crate::lpi::FIRST_LPI;
 use crate::lr::{LrFile, MAX_LRS};
 use crate::mmio::Refusal;
@@ -95,7 +96,47 @@ impl Vgic {
             !self.vcpus[vcpu].loaded,
             "list registers flushed twice without a sync between"
         );
-        let (pending, active) = self.survey(vcpu);
+        lrs.used = 0;
+        // Most often there is nothing.
+        let (pending_outside, active_outside) = if self.has_candidates(vcpu) {
+            self.fill(vcpu, lrs)
+        } else {
+            (false, false)
+        };
+        let gic = &self.vcpus[vcpu];
+        let has_spi = gic.candidates.has_spi();
+        let kicks = if has_spi {
+            self.make_others_trap_dir(vcpu)
+        } else {
+            Kicks::NONE
+        };
+        let spis_elsewhere = vmcr.eoi_mode() && {
+            let mut all = self.vcpus.iter().enumerate();
+            all.any(|(other, gic)| other != vcpu && gic.candidates.has_spi())
+        };
+        let gic = &mut self.vcpus[vcpu];
+        gic.loaded = true;
+        gic.dirty = false;
+        gic.eoi_mode = vmcr.eoi_mode();
+        gic.traps_dir = active_outside || spis_elsewhere;
+        let hcr = HcrBits::new()
+            .with_en(true)
+            .with_npie(pending_outside)
+            .with_lrenpie(active_outside)
+            .with_tdir(gic.traps_dir && self.vtr.tds())
+            .with_tc(gic.traps_dir && !self.vtr.tds());
+        Flushed {
+            hcr,
+            linked: self.linked_ppis(vcpu),
+            kicks,
+        }
+    }
+
+    /// Puts the most urgent interrupts into `lrs`: whether pending ones are left outside, and active ones.
+    #[inline(never)]
+    fn fill(&mut self, vcpu: usize, lrs: &mut LrFile) -> (bool, bool) {
+        let (mut pending, mut active) = (Urgent::new(), Urgent::new());
+        self.survey(vcpu, &mut pending, &mut active);
         let nr_lrs = self.nr_lrs();
         // One register stays with the most urgent active interrupt, unless it is the only register.
         let reserved = active.seen.min(1).min(nr_lrs - 1);
@@ -104,7 +145,6 @@ impl Vgic {
         let pending_outside = pending.seen > nr_pending;
         let active_outside = active.seen > nr_active;
 
-        *lrs = LrFile::EMPTY;
         for intid in active.take(nr_active).chain(pending.take(nr_pending)) {
             let Some(signalled) = self.irq(vcpu, intid).map(|irq| self.group_enabled(irq)) else {
                 continue;
@@ -118,34 +158,7 @@ impl Vgic {
             let intid = self.lpis.intid(intid).unwrap_or(intid);
             lrs.push(lr.with_vintid(intid));
         }
-
-        let spis_elsewhere = self
-            .vcpus
-            .iter()
-            .enumerate()
-            .any(|(other, gic)| other != vcpu && gic.candidates.has_spi());
-        let gic = &mut self.vcpus[vcpu];
-        let has_spi = gic.candidates.has_spi();
-        gic.loaded = true;
-        gic.dirty = false;
-        gic.eoi_mode = vmcr.eoi_mode();
-        gic.traps_dir = active_outside || (gic.eoi_mode && spis_elsewhere);
-        let hcr = HcrBits::new()
-            .with_en(true)
-            .with_npie(pending_outside)
-            .with_lrenpie(active_outside)
-            .with_tdir(gic.traps_dir && self.vtr.tds())
-            .with_tc(gic.traps_dir && !self.vtr.tds());
-        let kicks = if has_spi {
-            self.make_others_trap_dir(vcpu)
-        } else {
-            Kicks::NONE
-        };
-        Flushed {
-            hcr,
-            linked: self.linked_ppis(vcpu),
-            kicks,
-        }
+        (pending_outside, active_outside)
     }
 
     /// Takes the list registers of `vcpu` back after it ran: `lrs` as flushed, with the hardware's contents, `eoi_count` of
@@ -235,25 +248,21 @@ impl Vgic {
     /// The linked PPIs of `vcpu`, as [`Vgic::flush`] reports them.
     #[must_use]
     pub fn linked_ppis(&self, vcpu: usize) -> LinkedPpis {
-        let mut ppis = LinkedPpis::default();
         let Some(gic) = self.vcpus.get(vcpu) else {
-            return ppis;
+            return LinkedPpis::default();
         };
-        for (intid, irq) in gic
-            .private
-            .iter()
-            .enumerate()
-            .filter(|(_, irq)| irq.link.is_some())
-        {
-            ppis.linked |= 1 << intid;
-            ppis.active |= u32::from(irq.active || irq.line) << intid;
+        let active = bits(gic.linked.into()).fold(0, |active, intid| {
+            let irq = &gic.private[intid as usize];
+            active | u32::from(irq.active || irq.line) << intid
+        });
+        LinkedPpis {
+            linked: gic.linked,
+            active,
         }
-        ppis
     }
 
     /// The pending interrupts `vcpu` could take, and the active ones it has.
-    fn survey(&self, vcpu: usize) -> (Urgent, Urgent) {
-        let (mut pending, mut active) = (Urgent::new(), Urgent::new());
+    fn survey(&self, vcpu: usize, pending: &mut Urgent, active: &mut Urgent) {
         for intid in self.candidates(vcpu) {
             let Some(irq) = self.irq(vcpu, intid) else {
                 continue;
@@ -264,7 +273,6 @@ impl Vgic {
                 pending.offer(irq.priority, intid);
             }
         }
-        (pending, active)
     }
 
     fn most_urgent_active_outside(&self, vcpu: usize) -> Option<u32> {

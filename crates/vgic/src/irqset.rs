@@ -4,52 +4,75 @@ const WORDS: usize = 16;
 
 /// Interrupts by INTID, 0 to 1023; others are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct IrqSet([u64; WORDS]);
+pub struct IrqSet {
+    words: [u64; WORDS],
+    /// A bit for each word that has a member: most sets have none or one, and are asked often.
+    inhabited: u16,
+}
 
 impl IrqSet {
+    /// No members.
+    pub const EMPTY: Self = Self {
+        words: [0; WORDS],
+        inhabited: 0,
+    };
+
     /// Adds or removes `intid`.
     pub fn set(&mut self, intid: u32, member: bool) {
-        if let Some(word) = self.0.get_mut(intid as usize / 64) {
+        let at = intid as usize / 64;
+        if let Some(word) = self.words.get_mut(at) {
             let bit = 1 << (intid % 64);
-            if member { *word |= bit } else { *word &= !bit }
+            if member {
+                *word |= bit
+            } else {
+                *word &= !bit
+            }
+            self.inhabited = self.inhabited & !(1 << at) | u16::from(*word != 0) << at;
         }
     }
 
     /// Whether `intid` is a member.
     #[must_use]
     pub fn contains(&self, intid: u32) -> bool {
-        self.0
+        self.words
             .get(intid as usize / 64)
             .is_some_and(|word| word & (1 << (intid % 64)) != 0)
     }
 
     /// Whether an SPI is a member: anything from INTID 32.
     #[must_use]
-    pub fn has_spi(&self) -> bool {
-        self.0[0] >> 32 != 0 || self.0[1..].iter().any(|&word| word != 0)
+    pub const fn has_spi(&self) -> bool {
+        self.inhabited & !1 != 0 || self.words[0] >> 32 != 0
     }
 
     /// Whether there is no member.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|&word| word == 0)
+    pub const fn is_empty(&self) -> bool {
+        self.inhabited == 0
     }
 
     /// The members in ascending order.
-    pub fn iter(&self) -> impl Iterator<Item = u32> + use<> {
-        let words = self.0;
-        let mut at = 0;
-        let mut rest = words[0];
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        let (mut words, mut at, mut rest) = (bits(self.inhabited.into()), 0, bits(0));
         core::iter::from_fn(move || {
-            while rest == 0 {
-                at += 1;
-                rest = *words.get(at)?;
+            loop {
+                if let Some(bit) = rest.next() {
+                    return Some(at * 64 + bit);
+                }
+                at = words.next()?;
+                rest = bits(self.words[at as usize]);
             }
-            let bit = rest.trailing_zeros();
-            rest &= rest - 1;
-            Some(at as u32 * 64 + bit)
         })
     }
+}
+
+/// The numbers of the bits that are set, ascending.
+pub(crate) fn bits(mut word: u64) -> impl Iterator<Item = u32> {
+    core::iter::from_fn(move || {
+        let bit = word.trailing_zeros();
+        word &= word.wrapping_sub(1);
+        (bit < 64).then_some(bit)
+    })
 }
 
 #[cfg(test)]
@@ -67,7 +90,12 @@ mod tests {
         assert_eq!(set.iter().collect::<Vec<_>>(), [0, 63, 64, 500, 1023]);
         set.set(63, false);
         assert!(!set.contains(63) && set.contains(64) && !set.contains(1024));
-        assert!(!set.is_empty());
+        for intid in [0, 64, 500, 1023] {
+            assert!(!set.is_empty());
+            set.set(intid, false);
+        }
+        assert_eq!(set, IrqSet::EMPTY);
+        assert!(set.is_empty() && set.iter().next().is_none());
     }
 
     #[test]

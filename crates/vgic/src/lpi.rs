@@ -66,10 +66,6 @@ pub(crate) struct Lpis {
 }
 
 impl Lpis {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.places.is_empty()
-    }
-
     pub(crate) fn irq(&self, number: u32) -> Option<&Irq> {
         let place = number.checked_sub(LPI_BASE)?;
         self.places.get(place as usize).map(|lpi| &lpi.irq)

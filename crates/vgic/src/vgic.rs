@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use crate::cpuif::Vtr;
 use crate::irq::Irq;
-use crate::irqset::IrqSet;
+use crate::irqset::{IrqSet, bits};
 use crate::lpi::{LPI_BASE, Lpis};
 use crate::vcpus::{Kicks, MAX_VCPUS, VcpuSet};
 use crate::{FIRST_SPI, SPI_END};
@@ -68,6 +68,8 @@ pub(crate) struct VcpuGic {
     pub(crate) affinity: Affinity,
     /// SGIs and PPIs.
     pub(crate) private: [Irq; FIRST_SPI as usize],
+    /// PPIs with a physical link, by bit.
+    pub(crate) linked: u32,
     /// Interrupts `flush` has to look at.
     pub(crate) candidates: IrqSet,
     /// LPIs among them, by number less [`LPI_BASE`].
@@ -207,6 +209,24 @@ impl Vgic {
         })
     }
 
+    /// [`Vgic::set_level`] of several PPIs of a vCPU, by bit of their INTID: the lines of `which` are as `levels` says.
+    pub fn set_levels(&mut self, vcpu: usize, which: u32, levels: u32) -> Kicks {
+        let mut kicks = Kicks::NONE;
+        let Some(gic) = self.vcpus.get(vcpu) else {
+            return kicks;
+        };
+        let is_other =
+            |&intid: &u32| gic.private[intid as usize].line != (levels >> intid & 1 != 0);
+        let moved = bits(which.into())
+            .filter(is_other)
+            .fold(0, |all, intid| all | 1 << intid);
+        for intid in bits(moved) {
+            let level = levels >> intid & 1 != 0;
+            kicks |= self.set_level(vcpu, intid, level).unwrap_or(Kicks::NONE);
+        }
+        kicks
+    }
+
     /// An edge arrived: irqfd, an MSI-like SPI, a device that pulses its wire. Latches whatever the configuration is set to,
     /// so that a guest that configures late loses nothing; a level interrupt is then pending until acknowledged.
     ///
@@ -239,6 +259,9 @@ impl Vgic {
         let irq = self.wired_mut(vcpu, intid)?;
         irq.link = pintid.map(|physical| physical as u16);
         let resident = irq.resident;
+        if let Some(gic) = self.vcpus.get_mut(vcpu) {
+            gic.linked = gic.linked & !(1 << intid) | u32::from(pintid.is_some()) << intid;
+        }
         Ok(if resident.is_some() {
             self.kick(resident)
         } else {
@@ -290,14 +313,18 @@ impl Vgic {
     }
 
     /// The interrupts that concern `vcpu`, by number.
-    pub(crate) fn candidates(&self, vcpu: usize) -> impl Iterator<Item = u32> + use<> {
-        let gic = self.vcpus.get(vcpu);
-        // Most VMs have no LPIs.
-        let lpis = gic.filter(|_| !self.lpis.is_empty());
-        let lpis = lpis.map(|gic| gic.lpi_candidates.iter());
-        let others = gic.map(|gic| gic.candidates.iter());
-        let lpis = lpis.into_iter().flatten().map(|lpi| LPI_BASE + lpi);
-        others.into_iter().flatten().chain(lpis)
+    pub(crate) fn candidates(&self, vcpu: usize) -> impl Iterator<Item = u32> {
+        let sets = self.vcpus.get(vcpu);
+        let (others, lpis) = sets.map_or((&IrqSet::EMPTY, &IrqSet::EMPTY), |gic| {
+            (&gic.candidates, &gic.lpi_candidates)
+        });
+        others.iter().chain(lpis.iter().map(|lpi| LPI_BASE + lpi))
+    }
+
+    /// Whether any interrupt concerns `vcpu`.
+    pub(crate) fn has_candidates(&self, vcpu: usize) -> bool {
+        let has = |gic: &VcpuGic| !gic.candidates.is_empty() || !gic.lpi_candidates.is_empty();
+        self.vcpus.get(vcpu).is_some_and(has)
     }
 
     /// Whether GICD_CTLR lets the interrupt's group through.
@@ -382,6 +409,7 @@ impl VcpuGic {
         Self {
             affinity,
             private,
+            linked: 0,
             candidates: IrqSet::default(),
             lpi_candidates: IrqSet::default(),
             takes_lpis: false,

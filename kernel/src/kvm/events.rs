@@ -84,11 +84,10 @@ pub(super) fn edge(vcpu: &Vcpu, world: World, frame: &Frame, cause: Option<Cause
             immediate: immediate.into(),
         }),
         Syndrome::SysReg(trap) => {
-            let register = SysReg::new(trap.op0, trap.op1, trap.crn, trap.crm, trap.op2);
             record(Event::SysAccess {
                 pc,
                 is_write: !trap.read,
-                register: register.id().into(),
+                register: trap.reg.id().into(),
                 value: x.get(usize::from(trap.rt)).copied().unwrap_or(0),
             });
         }
@@ -314,11 +313,11 @@ pub(super) fn nested_exception(vcpu: &Vcpu, pc: u64, exception: Exception) {
 
 /// The guest hypervisor's TLB maintenance.
 #[inline(always)]
-pub(super) fn tlbi(vcpu: &Vcpu, op: SysReg, operand: u64, vmid: u16) {
+pub(super) fn tlbi(vcpu: &Vcpu, op: SysReg, operand: u64) {
     record(vcpu, World::VirtualEl2, move || Event::Tlbi {
         op: op.id().into(),
         operand,
-        vmid: vmid.into(),
+        vmid: (vcpu.hw.lock().regs.get(Reg::VttbrEl2) >> 48) as u32,
     });
 }
 

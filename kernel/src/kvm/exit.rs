@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use umbra_abort::{Abort, Context, SErrorEffect, World, classify, device_access};
-use umbra_arm64::esr::WfxKind;
+use umbra_arm64::esr::{SysRegTrap, WfxKind};
 use umbra_arm64::{Ec, Esr, Gva, Hpfar, Ipa, L2Ipa, Syndrome};
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_kvm_abi::exit::{Exit as VmmExit, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON};
@@ -28,6 +28,14 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
         {
             return next;
         }
+    }
+    if state.world != World::Nested && esr.ec() == Ec::SysReg {
+        let trap = SysRegTrap::decode(esr.iss());
+        if state.world == World::VirtualEl2 && nested::often(vcpu, state, trap) {
+            skip(state);
+            return Next::Guest;
+        }
+        return sysreg::access(vcpu, state, trap);
     }
     // Aborts are decoded once, by `classify`.
     if matches!(esr.ec(), Ec::DataAbortLower | Ec::InstructionAbortLower) {

@@ -14,7 +14,8 @@ use umbra_vgic::{
     Access, Affinity, Config, Frame, Kicks, LrFile, Placement, Refusal, SgiRegister, Vgic, Vtr,
 };
 
-use super::vcpu::{Vcpu, request};
+use super::timer::Lines;
+use super::vcpu::{Hw, Vcpu, request};
 use super::vm::{Vm, abi};
 use super::{loaded, nested, timer};
 use crate::file::Call;
@@ -43,6 +44,13 @@ pub(super) struct Gic {
 
 /// A guest hypervisor's GIC maintenance interrupt.
 const MAINTENANCE_PPI: u32 = 25;
+/// The guest hypervisor's maintenance interrupt joins the timers' lines.
+fn maintenance(lines: &mut Lines, hw: &mut Hw) {
+    hw.maintenance = nested::maintenance_line(hw);
+    lines.which |= 1 << MAINTENANCE_PPI;
+    lines.high |= u32::from(hw.maintenance) << MAINTENANCE_PPI;
+}
+
 /// Interrupts where the VMM names no number.
 pub(super) const DEFAULT_IRQS: u32 = 256;
 
@@ -126,15 +134,15 @@ impl Gic {
     /// After a change between virtual EL2 and its guest: which timers hardware drives.
     pub(super) fn relink_timers(&self, vcpu: &Vcpu) {
         let (index, virtual_el2) = (vcpu.index(), vcpu.hw.lock().virtual_el2);
-        self.with(&vcpu.vm, |vgic| {
+        if let Some(vgic) = self.vgic.lock().as_mut() {
+            // Nothing is in a list register now: nobody is to be kicked.
             for (ppi, _) in timer::links(!virtual_el2) {
                 let _ = vgic.link_physical(index, ppi, None);
             }
             for (ppi, physical) in timer::links(virtual_el2) {
                 let _ = vgic.link_physical(index, ppi, Some(physical));
             }
-            ((), Kicks::NONE)
-        });
+        }
     }
 
     /// Takes list registers back (see `loaded::sync_interface`). Called with the vCPU's `hw` locked.
@@ -154,15 +162,15 @@ impl Gic {
         }
         let index = vcpu.index();
         let mut hw = vcpu.hw.lock();
-        let lines = timer::lines(vcpu, &hw);
-        vcpu.timers_high
-            .store(timer::high(&lines), Ordering::Relaxed);
+        let mut lines = timer::lines(vcpu, &hw);
+        vcpu.timers_high.store(lines.high, Ordering::Relaxed);
         if nested::routes_interrupts(&hw) {
             drop(hw);
             return self.refresh_above(vcpu, lines);
         }
-        let maintenance = hw.nested.then(|| nested::maintenance_line(&hw));
-        hw.maintenance = maintenance.unwrap_or(false);
+        if hw.nested {
+            maintenance(&mut lines, &mut hw);
+        }
         let mut kicks = loaded::sync_interface(vcpu, &mut hw);
         let vmcr = hw.cpuif.vmcr;
         let flushed = {
@@ -170,13 +178,8 @@ impl Gic {
             let Some(vgic) = vgic.as_mut() else {
                 return false;
             };
-            if let Some(level) = maintenance {
-                let _ = vgic.set_level(index, MAINTENANCE_PPI, level);
-            }
-            for (ppi, level) in lines.into_iter().flatten() {
-                // Our own vCPU: what it changes is in the flush below.
-                let _ = vgic.set_level(index, ppi, level);
-            }
+            // Our own vCPU: what it changes is in the flush below.
+            let _ = vgic.set_levels(index, lines.which, lines.high);
             let flushed = vgic.flush(index, vmcr, &mut hw.lrs);
             for vcpu in flushed.kicks.iter() {
                 kicks.insert(vcpu);
@@ -189,9 +192,12 @@ impl Gic {
                 umbra_hw::gic::set_private_active(physical, flushed.linked.active & 1 << ppi != 0);
             }
         }
+        let is_nested = hw.nested;
         drop(hw);
         deliver(&vcpu.vm, kicks.without(index));
-        timer::watch(vcpu);
+        if is_nested {
+            timer::watch(vcpu, &lines);
+        }
         false
     }
 
@@ -209,21 +215,18 @@ impl Gic {
 
     /// The same while a guest hypervisor's own list registers are in hardware: only whether one of
     /// its interrupts waits matters.
-    fn refresh_above(&self, vcpu: &Vcpu, lines: [Option<(u32, bool)>; 4]) -> bool {
+    fn refresh_above(&self, vcpu: &Vcpu, mut lines: Lines) -> bool {
         let index = vcpu.index();
-        let (vmcr, maintenance, ended) = {
+        let (vmcr, ended) = {
             let mut hw = vcpu.hw.lock();
             let ended = nested::collect(&mut hw);
-            hw.maintenance = nested::maintenance_line(&hw);
-            (hw.cpuif.vmcr, hw.maintenance, ended)
+            maintenance(&mut lines, &mut hw);
+            (hw.cpuif.vmcr, ended)
         };
         // Before the lines: an interrupt that is still active would not be pending.
         ended.deliver(vcpu);
         let answer = self.with(&vcpu.vm, |vgic| {
-            let _ = vgic.set_level(index, MAINTENANCE_PPI, maintenance);
-            for (ppi, level) in lines.into_iter().flatten() {
-                let _ = vgic.set_level(index, ppi, level);
-            }
+            let _ = vgic.set_levels(index, lines.which, lines.high);
             (
                 (vgic.has_pending(index, vmcr), vgic.linked_ppis(index)),
                 Kicks::NONE,
@@ -246,7 +249,7 @@ impl Gic {
                 umbra_hw::vgic::write_hcr(hw.ich_hcr);
             }
         }
-        timer::watch(vcpu);
+        timer::watch(vcpu, &lines);
         pending
     }
 
@@ -254,10 +257,7 @@ impl Gic {
     pub(super) fn has_pending(&self, vcpu: &Vcpu) -> bool {
         if !self.is_initialised() {
             let hw = vcpu.hw.lock();
-            return timer::lines(vcpu, &hw)
-                .iter()
-                .flatten()
-                .any(|&(_, level)| level);
+            return timer::lines(vcpu, &hw).high != 0;
         }
         self.refresh(vcpu);
         let vmcr = vcpu.hw.lock().cpuif.vmcr;

@@ -121,8 +121,23 @@ pub(super) fn enter(
     esr: Option<u64>,
     far: Option<u64>,
 ) {
+    if state.world == World::VirtualEl2 {
+        enter_bank(hw, state, VIRTUAL_EL2, from, kind, (esr, far));
+    } else {
+        enter_bank(hw, state, EL1, from, kind, (esr, far));
+    }
+}
+
+#[inline(always)]
+fn enter_bank(
+    hw: &mut Hw,
+    state: &mut State,
+    bank: Bank,
+    from: Origin,
+    kind: Kind,
+    (esr, far): (Option<u64>, Option<u64>),
+) {
     let virtual_el2 = state.world == World::VirtualEl2;
-    let bank = if virtual_el2 { VIRTUAL_EL2 } else { EL1 };
     let regs = &mut hw.regs;
     regs.set(bank.elr, from.pc);
     regs.set(bank.spsr, from.pstate);

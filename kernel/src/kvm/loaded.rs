@@ -14,6 +14,7 @@ use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
 use umbra_hw::timer::{PHYS_TIMER_PPI, VIRT_TIMER_PPI};
 use umbra_hw::{MAX_CPUS, gic, vgic};
+use umbra_nested::route::Loaded;
 use umbra_vgic::{HcrBits, Kicks, Lr, Vmcr};
 
 use super::gic::deliver;
@@ -69,22 +70,26 @@ pub(super) fn put(vcpu: &Vcpu) {
 
 /// Loads `vcpu` here, if it is not; another vCPU that is goes first.
 pub(super) fn load(vcpu: &Arc<Vcpu>) {
-    let cpu = umbra_hw::cpu();
-    let cntvoff = timer::hardware_offset(vcpu, &vcpu.hw.lock());
     {
         // A VMM may have moved the guest's counter since.
         let hw = vcpu.hw.lock();
-        if hw.regs.hw.is_loaded_here() && hw.cntvoff == cntvoff {
+        if hw.regs.hw.is_loaded_here() && hw.cntvoff == timer::hardware_offset(vcpu, &hw) {
             return;
         }
     }
+    load_anew(vcpu);
+}
+
+#[inline(never)]
+fn load_anew(vcpu: &Arc<Vcpu>) {
+    let cpu = umbra_hw::cpu();
     put(vcpu);
     put_loaded();
     let vm = &vcpu.vm;
     *LOADED[cpu].lock() = Some(vcpu.clone());
     let vttbr = {
         let mut hw = vcpu.hw.lock();
-        let machine = machine(vcpu, &hw);
+        let machine = machine(vcpu, &hw, &nested::wishes(&hw));
         hw.regs.hw.load(&machine);
         hw.cntvoff = machine.cntvoff;
         load_interface(&mut hw);
@@ -95,25 +100,20 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
     let me = vcpu.index() + 1;
     let before = vm.last_ran[cpu].swap(me, Ordering::AcqRel);
     if before != me {
-        let every: alloc::vec::Vec<u64> = {
-            let memory = vm.memory.lock();
-            let (canonical, below) = memory.vttbrs();
-            core::iter::once(canonical)
-                .chain(below)
-                .chain(memory.shadows.vttbrs(None))
-                .collect()
-        };
-        for vttbr in every {
-            umbra_hw::tlb::Stage2::with(vttbr, umbra_hw::tlb::Stage2::local);
-        }
+        let memory = vm.memory.lock();
+        let (canonical, below) = memory.vttbrs();
+        core::iter::once(canonical)
+            .chain(below)
+            .chain(memory.shadows.vttbrs(None))
+            .for_each(|vttbr| umbra_hw::tlb::Stage2::with(vttbr, umbra_hw::tlb::Stage2::local));
     }
     gic::enable_private(VIRT_TIMER_PPI, true);
     gic::enable_private(PHYS_TIMER_PPI, true);
     vcpu.kick(super::vcpu::request::GIC);
 }
 
-/// What the registers of the machine hold while `vcpu` runs as `hw` says.
-pub(super) fn machine(vcpu: &Vcpu, hw: &Hw) -> Machine {
+/// What the registers of the machine hold while `vcpu` runs as `hw` says, and what it traps as `wishes` do.
+pub(super) fn machine(vcpu: &Vcpu, hw: &Hw, wishes: &Loaded) -> Machine {
     let vm = &vcpu.vm;
     // What a guest hypervisor runs has the identity that it was given.
     let (vpidr, vmpidr) = if hw.is_below() {
@@ -132,7 +132,7 @@ pub(super) fn machine(vcpu: &Vcpu, hw: &Hw) -> Machine {
         vmpidr,
         vpidr,
         cntvoff: timer::hardware_offset(vcpu, hw),
-        traps: nested::traps(hw),
+        traps: nested::traps(wishes),
         pauth: has_pauth(),
         deferred: has_ras().then(|| nested::deferred(hw)),
         virtual_el2: hw.virtual_el2,
@@ -198,18 +198,18 @@ fn priority_bits() -> u32 {
 /// Puts VMCR and the active priorities into hardware; the list registers come with the next flush.
 fn restore_interface(hw: &Hw) {
     vgic::write_vmcr(hw.cpuif.vmcr.into_bits());
-    let widen = |words: [u32; 4]| words.map(u64::from);
-    vgic::write_aprs(
-        priority_bits(),
-        &[widen(hw.cpuif.ap0r), widen(hw.cpuif.ap1r)],
-    );
+    let aprs = [&hw.cpuif.ap0r, &hw.cpuif.ap1r];
+    vgic::write_aprs(priority_bits(), |group, n| {
+        aprs[group][usize::from(n)].into()
+    });
 }
 
 fn save_interface(hw: &mut Hw) {
     hw.cpuif.vmcr = Vmcr::from_bits(vgic::read_vmcr());
-    let [ap0r, ap1r] = vgic::read_aprs(priority_bits());
-    hw.cpuif.ap0r = ap0r.map(|word| word as u32);
-    hw.cpuif.ap1r = ap1r.map(|word| word as u32);
+    let aprs = [&mut hw.cpuif.ap0r, &mut hw.cpuif.ap1r];
+    vgic::read_aprs(priority_bits(), |group, n, value| {
+        aprs[group][usize::from(n)] = value as u32;
+    });
     vgic::write_hcr(0);
     INTERFACE_OFF[umbra_hw::cpu()].store(true, Ordering::Relaxed);
 }

@@ -109,7 +109,7 @@ fn read(vcpu: &Vcpu, state: &mut State, place: Place) -> u128 {
             return state.fp.regs().v.get(usize::from(n)).copied().unwrap_or(0);
         }
         Place::Core(reg) => read_core(vcpu, state, reg),
-        Place::State(reg) => vcpu.hw.lock().regs.get(reg),
+        Place::State(reg) => vcpu.hw.lock().regs.get_any(reg),
         Place::Id(enc) => state.id_regs.get(enc),
         Place::Timer(timer) => read_timer(vcpu, timer),
         Place::Ccsidr(select) => ccsidr(state, select),
@@ -163,7 +163,7 @@ fn core_state(reg: CoreReg) -> Option<Reg> {
 
 fn read_core(vcpu: &Vcpu, state: &mut State, reg: CoreReg) -> u64 {
     if let Some(reg) = core_state(reg) {
-        return vcpu.hw.lock().regs.get(reg);
+        return vcpu.hw.lock().regs.get_any(reg);
     }
     match reg {
         CoreReg::X(n) => state.frame.x.get(usize::from(n)).copied().unwrap_or(0),
@@ -178,7 +178,7 @@ fn read_core(vcpu: &Vcpu, state: &mut State, reg: CoreReg) -> u64 {
 
 fn write_core(vcpu: &Vcpu, state: &mut State, reg: CoreReg, value: u64) -> Result<(), Errno> {
     if let Some(reg) = core_state(reg) {
-        vcpu.hw.lock().regs.set(reg, value);
+        vcpu.hw.lock().regs.set_any(reg, value);
         return Ok(());
     }
     match reg {
@@ -213,10 +213,10 @@ fn write_state(vcpu: &Vcpu, reg: Reg, value: u64) -> Result<(), Errno> {
         Reg::OslsrEl1 => !OSLK,
         _ => 0,
     };
-    if (value ^ hw.regs.get(reg)) & fixed != 0 {
+    if (value ^ hw.regs.get_any(reg)) & fixed != 0 {
         return Err(Errno::EINVAL);
     }
-    hw.regs.set(reg, value);
+    hw.regs.set_any(reg, value);
     Ok(())
 }
 
@@ -300,14 +300,14 @@ fn read_timer(vcpu: &Vcpu, timer: TimerId) -> u64 {
     match timer {
         TimerId::VirtCtl | TimerId::PhysCtl => {
             // ISTATUS of a disabled timer is UNKNOWN; like Linux, say whether its time has come.
-            let due = if hw.regs.get(cval) <= count {
+            let due = if hw.regs.get_any(cval) <= count {
                 TIMER_ISTATUS
             } else {
                 0
             };
-            hw.regs.get(ctl) & (TIMER_ENABLE | TIMER_IMASK) | due
+            hw.regs.get_any(ctl) & (TIMER_ENABLE | TIMER_IMASK) | due
         }
-        TimerId::VirtCval | TimerId::PhysCval => hw.regs.get(cval),
+        TimerId::VirtCval | TimerId::PhysCval => hw.regs.get_any(cval),
         TimerId::VirtCount | TimerId::PhysCount => count,
     }
 }
@@ -321,7 +321,7 @@ fn write_timer(vcpu: &Vcpu, timer: TimerId, value: u64) {
                 .regs
                 .set(ctl, value & (TIMER_ENABLE | TIMER_IMASK));
         }
-        TimerId::VirtCval | TimerId::PhysCval => vcpu.hw.lock().regs.set(cval, value),
+        TimerId::VirtCval | TimerId::PhysCval => vcpu.hw.lock().regs.set_any(cval, value),
         TimerId::VirtCount => {
             let offset = umbra_hw::timer::ticks().wrapping_sub(value);
             vcpu.vm.counter_offset.store(offset, Ordering::Release);

@@ -11,9 +11,43 @@ pub(super) struct Registers {
     array: [u64; ARRAY_LEN],
 }
 
+/// Where a register is.
+#[derive(Clone, Copy)]
+enum Place {
+    /// In the VNCR page, at this offset; some are in hardware while loaded.
+    Page(u16),
+    /// In the EL1 register whose place in the VNCR page this is, while the guest is at virtual EL2.
+    Hyp(u16),
+    /// Where the machine keeps what has no place in the page.
+    Machine(Extra),
+    /// An element of the array.
+    Array(u16),
+}
+
+/// By number, so that a register that is named where it is asked for costs no search.
+static PLACES: [Place; Reg::ALL.len()] = {
+    let mut places = [Place::Array(0); Reg::ALL.len()];
+    let mut at = 0;
+    while at < places.len() {
+        places[at] = place(Reg::ALL[at].info());
+        at += 1;
+    }
+    places
+};
+
+const fn place(info: &RegInfo) -> Place {
+    match (hyp_offset(info), info.slot, extra(info.home)) {
+        (Some(offset), ..) => Place::Hyp(offset),
+        (None, Slot::Vncr(index), _) => Place::Page(index * 8),
+        (None, Slot::Array(_), Some(extra)) => Place::Machine(extra),
+        (None, Slot::Array(index), None) => Place::Array(index),
+    }
+}
+
 /// Where the machine keeps a register that has no place in the VNCR page.
-fn extra(home: Option<HwReg>) -> Option<Extra> {
-    Some(match home? {
+const fn extra(home: Option<HwReg>) -> Option<Extra> {
+    let Some(home) = home else { return None };
+    Some(match home {
         HwReg::TpidrEl0 => Extra::TpidrEl0,
         HwReg::TpidrroEl0 => Extra::TpidrroEl0,
         HwReg::TpidrEl1 => Extra::TpidrEl1,
@@ -37,11 +71,11 @@ fn extra(home: Option<HwReg>) -> Option<Extra> {
 
 /// Where the EL1 counterpart of an EL2 register has its place in the VNCR page: the guest's EL2
 /// register lives in that EL1 register while the guest is at virtual EL2.
-fn hyp_offset(info: &RegInfo) -> Option<u16> {
-    if info.class != Class::El2 {
+const fn hyp_offset(info: &RegInfo) -> Option<u16> {
+    let (Class::El2, Some(home)) = (info.class, info.home) else {
         return None;
-    }
-    Some(match info.home? {
+    };
+    Some(match home {
         HwReg::SctlrEl12 => 0x110,
         HwReg::CpacrEl12 => 0x100,
         HwReg::Ttbr0El12 => 0x200,
@@ -75,30 +109,40 @@ impl Registers {
         }
     }
 
-    /// The value of `reg`. The registers must not be loaded on another CPU.
+    /// The value of `reg`, which is known where this is called: else [`Registers::get_any`]. The
+    /// registers must not be loaded on another CPU.
+    #[inline(always)]
     pub(super) fn get(&self, reg: Reg) -> u64 {
-        let info = reg.info();
-        if let Some(offset) = hyp_offset(info) {
-            return self.hw.hyp(offset);
-        }
-        match (info.slot, extra(info.home)) {
-            (Slot::Vncr(index), _) => self.hw.get(index * 8),
-            (Slot::Array(_), Some(extra)) => self.hw.extra(extra),
-            (Slot::Array(index), None) => self.array[usize::from(index)],
+        match PLACES[reg as usize] {
+            Place::Page(offset) => self.hw.get(offset),
+            Place::Hyp(offset) => self.hw.hyp(offset),
+            Place::Machine(extra) => self.hw.extra(extra),
+            Place::Array(index) => self.array[usize::from(index)],
         }
     }
 
-    /// Sets `reg`. The registers must not be loaded on another CPU.
+    /// Sets `reg`, which is known where this is called: else [`Registers::set_any`]. The registers
+    /// must not be loaded on another CPU.
+    #[inline(always)]
     pub(super) fn set(&mut self, reg: Reg, value: u64) {
-        let info = reg.info();
-        if let Some(offset) = hyp_offset(info) {
-            return self.hw.set_hyp(offset, value);
+        match PLACES[reg as usize] {
+            Place::Page(offset) => self.hw.set(offset, value),
+            Place::Hyp(offset) => self.hw.set_hyp(offset, value),
+            Place::Machine(extra) => self.hw.set_extra(extra, value),
+            Place::Array(index) => self.array[usize::from(index)] = value,
         }
-        match (info.slot, extra(info.home)) {
-            (Slot::Vncr(index), _) => self.hw.set(index * 8, value),
-            (Slot::Array(_), Some(extra)) => self.hw.set_extra(extra, value),
-            (Slot::Array(index), None) => self.array[usize::from(index)] = value,
-        }
+    }
+
+    /// [`Registers::get`] of a register that turns out as the program runs.
+    #[inline(never)]
+    pub(super) fn get_any(&self, reg: Reg) -> u64 {
+        self.get(reg)
+    }
+
+    /// [`Registers::set`] of a register that turns out as the program runs.
+    #[inline(never)]
+    pub(super) fn set_any(&mut self, reg: Reg, value: u64) {
+        self.set(reg, value);
     }
 
     /// Gives every register that the vCPU has its reset value.
@@ -111,7 +155,7 @@ impl Registers {
                 Reset::Midr => identity.midr,
                 Reset::Mpidr => identity.mpidr,
             };
-            self.set(reg, value);
+            self.set_any(reg, value);
         }
     }
 }

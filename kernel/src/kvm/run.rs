@@ -20,7 +20,6 @@ use umbra_kvm_abi::exit::Exit as VmmExit;
 use umbra_kvm_abi::run::{self as run_page, RunPage};
 use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_PTRAUTH_ADDRESS, Power, VcpuFeatures};
 use umbra_linux::Errno;
-use umbra_nested::route::Masks;
 
 use super::vcpu::{State, Vcpu, request};
 use super::{device, events, exit, inject, loaded, mmio, nested, onereg, timer};
@@ -152,9 +151,7 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
             without_gic(vcpu, &mut state);
         }
         device::check_before_run(&vcpu.vm)?;
-        let ctr = state.id_regs.get(SysReg::CTR_EL0);
-        state.hcr = hcr(state.init.unwrap_or_default(), state.world, ctr);
-        vcpu.hw.lock().masks = Masks::of(&state.id_regs);
+        vcpu.hw.lock().settle_traps(&mut state);
         state.started = true;
     }
     let page = &*vcpu.page;

@@ -13,13 +13,13 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use umbra_abort::World;
 use umbra_hw::guest::Exit;
 use umbra_hw::sync::SpinLock;
+use umbra_hw::timer;
 use umbra_kvm_abi::stats::{Stat, render};
 use umbra_linux::{Errno, Stop, uapi};
 
 use super::vcpu::Vcpu;
 use super::vm::Vm;
 use crate::file::{Call, File};
-use crate::sched;
 
 /// A number that one thread at a time changes.
 #[derive(Debug, Default)]
@@ -90,8 +90,9 @@ const KIND_OF_CLASS: [u8; 64] = {
 #[derive(Debug, Default)]
 pub(super) struct VcpuStats {
     exits: [[Counter; KINDS.len()]; STOREYS],
+    /// In ticks of the machine's counter.
     time: [Counter; STOREYS],
-    /// When the storey that runs began, in nanoseconds, and which: 0 while none does.
+    /// When the storey that runs began, in ticks, and which: 0 while none does.
     since: Counter,
     running: Counter,
     /// Device accesses that the VMM answers.
@@ -123,17 +124,22 @@ impl VcpuStats {
 
     /// From now on a storey has the vCPU, in umbra's own work for it too.
     pub(super) fn begin(&self, world: World) {
-        self.end();
-        self.since.0.store(sched::now(), Ordering::Relaxed);
+        let now = timer::ticks();
+        self.end_at(now);
+        self.since.0.store(now, Ordering::Relaxed);
         let mark = storey(world) as u64 + 1;
         self.running.0.store(mark, Ordering::Relaxed);
     }
 
     /// No storey has it.
     pub(super) fn end(&self) {
+        self.end_at(timer::ticks());
+    }
+
+    fn end_at(&self, now: u64) {
         let mark = self.running.0.swap(0, Ordering::Relaxed) as usize;
         if let Some(time) = mark.checked_sub(1).and_then(|at| self.time.get(at)) {
-            time.add(sched::now().saturating_sub(self.since.get()));
+            time.add(now.saturating_sub(self.since.get()));
         }
     }
 
@@ -164,7 +170,7 @@ impl VcpuStats {
             Stat::count("shadow_faults_reflected", self.reflected.get()),
         ];
         for (time, name) in self.time.iter().zip(TIME_NAMES) {
-            stats.push(Stat::nanoseconds(name, time.get()));
+            stats.push(Stat::nanoseconds(name, timer::ticks_to_ns(time.get())));
         }
         for (exits, names) in self.exits.iter().zip(names) {
             for (count, name) in exits.iter().zip(names) {

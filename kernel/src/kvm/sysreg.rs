@@ -42,7 +42,7 @@ pub(super) fn shown_id_regs(features: VcpuFeatures) -> IdRegs {
 
 /// An MRS, MSR or system instruction that trapped.
 pub(super) fn access(vcpu: &Arc<Vcpu>, state: &mut State, trap: SysRegTrap) -> Next {
-    let enc = SysReg::new(trap.op0, trap.op1, trap.crn, trap.crm, trap.op2);
+    let enc = trap.reg;
     let value = read_x(state, trap.rt);
     let done = match sysreg::trap(enc, !trap.read, &state.features) {
         TrapAction::IdReg(enc) => {
@@ -58,13 +58,13 @@ pub(super) fn access(vcpu: &Arc<Vcpu>, state: &mut State, trap: SysRegTrap) -> N
         TrapAction::Undef => false,
         TrapAction::Nested(enc) => nested::sysreg(vcpu, state, enc, trap.read, trap.rt, value),
         TrapAction::State(reg) if trap.read => {
-            let stored = vcpu.hw.lock().regs.get(reg);
+            let stored = vcpu.hw.lock().regs.get_any(reg);
             write_x(state, trap.rt, stored);
             true
         }
         TrapAction::State(reg) => {
             let value = masks::res(reg, &state.id_regs).map_or(value, |res| res.sanitise(value));
-            vcpu.hw.lock().regs.set(reg, value);
+            vcpu.hw.lock().regs.set_any(reg, value);
             true
         }
         TrapAction::Emulate(what) => emulate(vcpu, state, what, trap.read, trap.rt, value),
@@ -157,7 +157,7 @@ fn timer(
         }
     };
     if read {
-        let stored = hw.regs.get(reg);
+        let stored = hw.regs.get_any(reg);
         drop(hw);
         write_x(
             state,
@@ -168,7 +168,7 @@ fn timer(
         let value = tval_base.map_or(value, |base| {
             base.wrapping_add(value as u32 as i32 as i64 as u64)
         });
-        hw.regs.set(reg, value);
+        hw.regs.set_any(reg, value);
         drop(hw);
         vcpu.kick(request::GIC);
     }

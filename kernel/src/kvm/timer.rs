@@ -19,46 +19,54 @@ const ISTATUS: u64 = 1 << 2;
 /// A timer: its interrupt, its registers, and how far its counter lies behind the machine's.
 struct Timer {
     ppi: u32,
-    ctl: Reg,
-    cval: Reg,
+    ctl: u64,
+    cval: u64,
     offset: u64,
 }
 
-/// The timers of a vCPU. At virtual EL2 the hardware's are EL2's own, whose counters have no offset;
-/// those of EL1 are only state then, and umbra watches their deadlines.
-fn timers(vcpu: &Vcpu, hw: &Hw) -> [Option<Timer>; 4] {
-    let of_vm = vcpu.vm.counter_offset.load(Ordering::Acquire);
-    let offset = if hw.nested {
-        hw.regs.get(Reg::CntvoffEl2)
-    } else {
-        of_vm
-    };
-    let virt = Timer {
-        ppi: VIRT_TIMER_PPI,
-        ctl: Reg::CntvCtlEl0,
-        cval: Reg::CntvCvalEl0,
-        offset,
-    };
-    let phys = Timer {
-        ppi: PHYS_TIMER_PPI,
-        ctl: Reg::CntpCtlEl0,
-        cval: Reg::CntpCvalEl0,
-        offset: 0,
-    };
-    let hyp = |ppi, ctl, cval| {
-        hw.nested.then_some(Timer {
+impl Timer {
+    /// A timer's registers; of one that is off the second does not matter.
+    #[inline(always)]
+    fn read(hw: &Hw, ppi: u32, (ctl, cval): (Reg, Reg), offset: u64) -> Self {
+        let ctl = hw.regs.get(ctl);
+        let cval = if ctl & ENABLE != 0 {
+            hw.regs.get(cval)
+        } else {
+            u64::MAX
+        };
+        Self {
             ppi,
             ctl,
             cval,
-            offset: 0,
-        })
+            offset,
+        }
+    }
+
+    /// When it fires, in ticks of the machine's counter; `None` if it does not.
+    fn due(&self) -> Option<u64> {
+        (self.ctl & (ENABLE | IMASK) == ENABLE).then(|| self.cval.saturating_add(self.offset))
+    }
+}
+
+/// Calls `each` for the timers of a vCPU. At virtual EL2 the hardware's are EL2's own, whose counters
+/// have no offset; those of EL1 are only state then, and umbra watches their deadlines.
+#[inline(always)]
+fn for_each(vcpu: &Vcpu, hw: &Hw, mut each: impl FnMut(Timer)) {
+    let offset = if hw.nested {
+        hw.regs.get(Reg::CntvoffEl2)
+    } else {
+        vcpu.vm.counter_offset.load(Ordering::Acquire)
     };
-    [
-        Some(virt),
-        Some(phys),
-        hyp(HYP_VIRT_TIMER_PPI, Reg::CnthvCtlEl2, Reg::CnthvCvalEl2),
-        hyp(HYP_TIMER_PPI, Reg::CnthpCtlEl2, Reg::CnthpCvalEl2),
-    ]
+    let virt = (Reg::CntvCtlEl0, Reg::CntvCvalEl0);
+    let phys = (Reg::CntpCtlEl0, Reg::CntpCvalEl0);
+    each(Timer::read(hw, VIRT_TIMER_PPI, virt, offset));
+    each(Timer::read(hw, PHYS_TIMER_PPI, phys, 0));
+    if hw.nested {
+        let virt = (Reg::CnthvCtlEl2, Reg::CnthvCvalEl2);
+        let phys = (Reg::CnthpCtlEl2, Reg::CnthpCvalEl2);
+        each(Timer::read(hw, HYP_VIRT_TIMER_PPI, virt, 0));
+        each(Timer::read(hw, HYP_TIMER_PPI, phys, 0));
+    }
 }
 
 /// CNTVOFF_EL2 for what runs: the VM's, nothing at virtual EL2, its choice for what it runs.
@@ -85,42 +93,54 @@ pub(super) const fn links(virtual_el2: bool) -> [(u32, u32); 2] {
     }
 }
 
-impl Timer {
-    /// When it fires, in ticks of the machine's counter; `None` if it does not.
-    fn due(&self, hw: &Hw) -> Option<u64> {
-        let ctl = hw.regs.get(self.ctl);
-        (ctl & (ENABLE | IMASK) == ENABLE)
-            .then(|| hw.regs.get(self.cval).saturating_add(self.offset))
-    }
+/// The PPIs that hardware's own timers drive, by bit.
+const fn driven(virtual_el2: bool) -> u32 {
+    let [(one, _), (other, _)] = links(virtual_el2);
+    1 << one | 1 << other
 }
 
-/// The lines of the timers: (PPI, level).
+/// The lines of the timers, by bit of their PPI.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Lines {
+    /// The timers that there are.
+    pub(super) which: u32,
+    /// Those whose line is high.
+    pub(super) high: u32,
+    /// When the first of those fires that hardware does not watch, in ticks of the machine's counter.
+    pub(super) alarm: Option<u64>,
+}
+
+/// The lines of the timers.
 ///
 /// Of a timer that is in hardware, what hardware says: a guest that takes the interrupt asks the same
 /// bit whose it is, and a machine whose timer fires later than its counter says (an emulator's does)
 /// would have it take one that is nobody's, again and again. The machine's interrupt comes with the bit.
-pub(super) fn lines(vcpu: &Vcpu, hw: &Hw) -> [Option<(u32, bool)>; 4] {
+pub(super) fn lines(vcpu: &Vcpu, hw: &Hw) -> Lines {
     const ASKED: u64 = ENABLE | IMASK | ISTATUS;
     let now = umbra_hw::timer::ticks();
-    let driven = links(hw.virtual_el2).map(|(ppi, _)| ppi);
-    let loaded = hw.regs.hw.is_loaded_here();
-    timers(vcpu, hw).map(|timer| {
-        let timer = timer?;
-        let level = if loaded && driven.contains(&timer.ppi) {
-            hw.regs.get(timer.ctl) & ASKED == ENABLE | ISTATUS
+    let driven = driven(hw.virtual_el2);
+    let in_hardware = if hw.regs.hw.is_loaded_here() {
+        driven
+    } else {
+        0
+    };
+    let mut lines = Lines::default();
+    for_each(vcpu, hw, |timer| {
+        let bit = 1 << timer.ppi;
+        lines.which |= bit;
+        let due = timer.due();
+        let level = if in_hardware & bit != 0 {
+            timer.ctl & ASKED == ENABLE | ISTATUS
         } else {
-            timer.due(hw).is_some_and(|due| due <= now)
+            due.is_some_and(|due| due <= now)
         };
-        Some((timer.ppi, level))
-    })
-}
-
-/// The lines as a bit per PPI.
-pub(super) fn high(lines: &[Option<(u32, bool)>; 4]) -> u32 {
+        if level {
+            lines.high |= bit;
+        } else if driven & bit == 0 {
+            lines.alarm = [lines.alarm, due].into_iter().flatten().min();
+        }
+    });
     lines
-        .iter()
-        .flatten()
-        .fold(0, |bits, &(ppi, level)| bits | u32::from(level) << ppi)
 }
 
 /// After an exit: the guest may have put off or masked a timer whose interrupt lies pending in a list
@@ -130,7 +150,7 @@ pub(super) fn resample(vcpu: &Vcpu) {
     if before == 0 {
         return;
     }
-    let now = high(&lines(vcpu, &vcpu.hw.lock()));
+    let now = lines(vcpu, &vcpu.hw.lock()).high;
     if before & !now != 0 {
         vcpu.timers_high.store(now, Ordering::Relaxed);
         if vcpu.vm.gic.refresh(vcpu) {
@@ -144,12 +164,11 @@ pub(super) fn deadline(vcpu: &Vcpu, hw: &Hw) -> Option<u64> {
     if left_out(Safeguard::WaitDeadline) {
         return None;
     }
-    let due = timers(vcpu, hw)
-        .iter()
-        .flatten()
-        .filter_map(|timer| timer.due(hw))
-        .min()?;
-    Some(umbra_hw::timer::ticks_to_ns(due).saturating_add(1))
+    let mut first: Option<u64> = None;
+    for_each(vcpu, hw, |timer| {
+        first = [first, timer.due()].into_iter().flatten().min();
+    });
+    Some(umbra_hw::timer::ticks_to_ns(first?).saturating_add(1))
 }
 
 /// A physical timer interrupt of a guest: it stays active, and the vCPU that is loaded here looks.
@@ -195,27 +214,14 @@ pub(super) fn control(hw: &Hw, reg: Reg) -> Option<u64> {
         Reg::CntpCtlEl0 => (Reg::CntpCvalEl0, false),
         _ => return None,
     };
-    let set = hw.regs.get(reg) & (ENABLE | IMASK);
-    let met = set & ENABLE != 0 && counter(hw, is_virtual) >= hw.regs.get(cval);
+    let set = hw.regs.get_any(reg) & (ENABLE | IMASK);
+    let met = set & ENABLE != 0 && counter(hw, is_virtual) >= hw.regs.get_any(cval);
     Some(set | if met { ISTATUS } else { 0 })
 }
 
-/// At virtual EL2 no hardware timer watches EL1's: sets an alarm for the earlier of the two, and
-/// elsewhere for virtual EL2's. One that is due since the lines were looked at fires at once.
-pub(super) fn watch(vcpu: &Vcpu) {
-    let due = {
-        let hw = vcpu.hw.lock();
-        if !hw.nested {
-            return;
-        }
-        let driven = links(hw.virtual_el2).map(|(ppi, _)| ppi);
-        let told = vcpu.timers_high.load(Ordering::Relaxed);
-        timers(vcpu, &hw)
-            .iter()
-            .flatten()
-            .filter(|timer| !driven.contains(&timer.ppi) && told & 1 << timer.ppi == 0)
-            .filter_map(|timer| timer.due(&hw))
-            .min()
-    };
-    vcpu.set_alarm(due.map(|due| umbra_hw::timer::ticks_to_ns(due).saturating_add(1)));
+/// At virtual EL2 no hardware timer watches EL1's, and elsewhere none virtual EL2's: sets an alarm for
+/// the first of them. One that is due since the lines were looked at fires at once.
+pub(super) fn watch(vcpu: &Vcpu, lines: &Lines) {
+    let at = |due| umbra_hw::timer::ticks_to_ns(due).saturating_add(1);
+    vcpu.set_alarm(lines.alarm.map(at));
 }

@@ -25,7 +25,7 @@ use umbra_kvm_abi::vcpu::{
     VcpuEvents, VcpuFeatures, VcpuInit,
 };
 use umbra_linux::Errno;
-use umbra_nested::route::Masks;
+use umbra_nested::route::{Masks, Own};
 use umbra_nested::shadow::ContextId;
 use umbra_vgic::{CpuIf, LrFile};
 
@@ -118,6 +118,8 @@ pub(super) struct Hw {
     pub(super) maintenance: bool,
     /// Which controls a guest hypervisor has.
     pub(super) masks: Masks,
+    /// What umbra traps: of a plain guest or what a guest hypervisor runs, and of virtual EL2.
+    pub(super) own: [Own; 2],
     /// VTTBR_EL2 for what runs.
     pub(super) vttbr: u64,
     /// Where VNCR_EL2 points instead of at the registers, in a test of memory errors.
@@ -128,6 +130,14 @@ impl Hw {
     /// What a guest hypervisor runs is what runs.
     pub(super) fn is_below(&self) -> bool {
         self.nested && !self.virtual_el2
+    }
+
+    /// Works out what follows from the ID registers, which change no more once the vCPU runs.
+    pub(super) fn settle_traps(&mut self, state: &mut State) {
+        let ctr = state.id_regs.get(umbra_arm64::sysreg::SysReg::CTR_EL0);
+        self.masks = Masks::of(&state.id_regs);
+        self.own = super::nested::own(state.init.unwrap_or_default(), ctr);
+        state.hcr = super::nested::wishes(self).hcr;
     }
 }
 
@@ -224,6 +234,7 @@ impl Vcpu {
                     below: super::nested::Below::default(),
                     maintenance: false,
                     masks: Masks::default(),
+                    own: <[Own; 2]>::default(),
                     vttbr: vm.vttbr(),
                     vncr_at: None,
                 },
@@ -370,12 +381,10 @@ impl Vcpu {
         } else {
             World::Plain
         };
-        let ctr = state.id_regs.get(umbra_arm64::sysreg::SysReg::CTR_EL0);
-        state.hcr = run::hcr(state.init.unwrap_or_default(), state.world, ctr);
         let mut hw = self.hw.lock();
         hw.virtual_el2 = nested;
         hw.nested = nested;
-        hw.masks = Masks::of(&state.id_regs);
+        hw.settle_traps(state);
         hw.vttbr = self.vm.vttbr();
         hw.regs.reset(&self.identity(), &state.features);
         hw.cpuif = CpuIf::default();

@@ -30,10 +30,7 @@ pub(crate) fn reason(kind: ExitKind, esr: u64) -> String {
         Syndrome::Svc(_) => "SVC".to_owned(),
         Syndrome::Hvc(_) => "HVC".to_owned(),
         Syndrome::Smc(_) => "SMC".to_owned(),
-        Syndrome::SysReg(trap) => {
-            let register = SysReg::new(trap.op0, trap.op1, trap.crn, trap.crm, trap.op2);
-            register_access(register, trap.read)
-        }
+        Syndrome::SysReg(trap) => register_access(trap.reg, trap.read),
         Syndrome::Eret(_) => "ERET".to_owned(),
         Syndrome::InstructionAbort { .. } => "fetch".to_owned(),
         Syndrome::DataAbort { abort, .. } if abort.write => "store".to_owned(),

@@ -1,5 +1,7 @@
 //! The syndromes of trapped instructions.
 
+use crate::sysreg::SysReg;
+
 /// Which waiting instruction was trapped (TI, bits 1:0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WfxKind {
@@ -60,16 +62,8 @@ impl Wfx {
 /// The syndrome of a trapped MSR, MRS or system instruction (EC 0x18).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SysRegTrap {
-    /// op0, 0 to 3; 1 for a system instruction.
-    pub op0: u8,
-    /// op1, 0 to 7.
-    pub op1: u8,
-    /// CRn, 0 to 15.
-    pub crn: u8,
-    /// CRm, 0 to 15.
-    pub crm: u8,
-    /// op2, 0 to 7.
-    pub op2: u8,
+    /// The register or the instruction.
+    pub reg: SysReg,
     /// The general register, 31 being the zero register.
     pub rt: u8,
     /// A read (MRS), not a write.
@@ -78,26 +72,26 @@ pub struct SysRegTrap {
 
 impl SysRegTrap {
     /// Reads the 25 bits of `iss`.
+    #[inline]
     pub const fn decode(iss: u32) -> Self {
+        // op0 and op2 change places with what lies between; op1 and CRn are neighbours in both forms.
+        let id = iss >> 6 & 0xc000 | iss >> 3 & 0x3f80 | iss << 2 & 0x78 | iss >> 17 & 7;
         Self {
-            op0: (iss >> 20 & 0b11) as u8,
-            op2: (iss >> 17 & 0b111) as u8,
-            op1: (iss >> 14 & 0b111) as u8,
-            crn: (iss >> 10 & 0b1111) as u8,
+            reg: SysReg::from_id(id as u16),
             rt: (iss >> 5 & 0x1f) as u8,
-            crm: (iss >> 1 & 0b1111) as u8,
             read: iss & 1 != 0,
         }
     }
 
-    /// The ISS; fields too big for their place are cut.
+    /// The ISS; a field too big for its place is cut.
     pub const fn encode(self) -> u32 {
-        (self.op0 as u32 & 0b11) << 20
-            | (self.op2 as u32 & 0b111) << 17
-            | (self.op1 as u32 & 0b111) << 14
-            | (self.crn as u32 & 0b1111) << 10
+        let reg = self.reg;
+        (reg.op0() as u32) << 20
+            | (reg.op2() as u32) << 17
+            | (reg.op1() as u32) << 14
+            | (reg.crn() as u32) << 10
             | (self.rt as u32 & 0x1f) << 5
-            | (self.crm as u32 & 0b1111) << 1
+            | (reg.crm() as u32) << 1
             | self.read as u32
     }
 }
@@ -111,22 +105,14 @@ mod tests {
     fn a_known_register_decodes() {
         // mrs x3, ICC_IAR1_EL1: S3_0_C12_C12_0.
         let trap = SysRegTrap {
-            op0: 3,
-            op1: 0,
-            crn: 12,
-            crm: 12,
-            op2: 0,
+            reg: SysReg::new(3, 0, 12, 12, 0),
             rt: 3,
             read: true,
         };
         assert_eq!(SysRegTrap::decode(0x30_3079), trap);
         // TLBI VAE1IS, x5: op0 1, op1 0, CRn 8, CRm 3, op2 1.
         let tlbi = SysRegTrap {
-            op0: 1,
-            op1: 0,
-            crn: 8,
-            crm: 3,
-            op2: 1,
+            reg: SysReg::new(1, 0, 8, 3, 1),
             rt: 5,
             read: false,
         };

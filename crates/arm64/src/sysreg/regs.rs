@@ -222,7 +222,7 @@ static BY_ENCODING: [Reg; Reg::ALL.len()] = {
 
 impl Reg {
     /// The register's row.
-    pub fn info(self) -> &'static RegInfo {
+    pub const fn info(self) -> &'static RegInfo {
         &REGS[self as usize]
     }
 

@@ -226,22 +226,27 @@ static TABLE: &[Row] = &[
 /// Whether `enc` lies in the ID space that HCR_EL2.TID3 guards, where unallocated encodings read
 /// as zero (Arm ARM, "ID space", op0 3, op1 0, CRn 0, CRm 1–7).
 pub const fn is_id_space(enc: SysReg) -> bool {
-    enc.op0() == 3 && enc.op1() == 0 && enc.crn() == 0 && matches!(enc.crm(), 1..=7)
+    const FIRST: u16 = SysReg::new(3, 0, 0, 1, 0).id();
+    const LAST: u16 = SysReg::new(3, 0, 0, 7, 7).id();
+    matches!(enc.id(), FIRST..=LAST)
 }
 
 /// Whether `enc` is a TLB invalidation: op0 1, CRn 8, or CRn 9 for the nXS forms.
 pub const fn is_tlbi(enc: SysReg) -> bool {
-    enc.op0() == 1 && matches!(enc.crn(), 8 | 9) && matches!(enc.op1(), 0 | 4)
+    const NAMED: u16 = SysReg::new(3, 0b011, 0b1110, 0, 0).id();
+    enc.id() & NAMED == SysReg::new(1, 0, 8, 0, 0).id()
 }
 
 /// Whether `enc` is an address translation instruction: op0 1, CRn 7, CRm 8 or 9, op1 0 or 4.
 pub const fn is_at(enc: SysReg) -> bool {
-    enc.op0() == 1 && enc.crn() == 7 && matches!(enc.crm(), 8 | 9) && matches!(enc.op1(), 0 | 4)
+    const NAMED: u16 = SysReg::new(3, 0b011, 15, 0b1110, 0).id();
+    enc.id() & NAMED == SysReg::new(1, 0, 7, 8, 0).id()
 }
 
 /// Whether only a CPU with EL2 has `enc`: EL2 registers, and EL1 registers by `_EL12`/`_EL02` name.
 const fn is_el2_name(enc: SysReg) -> bool {
-    matches!(enc.op0(), 2 | 3) && matches!(enc.op1(), 4 | 5)
+    const NAMED: u16 = SysReg::new(0b10, 0b110, 0, 0, 0).id();
+    enc.id() & NAMED == SysReg::new(2, 4, 0, 0, 0).id()
 }
 
 /// What a trapped access of a vCPU with `features` amounts to. Total; see the module's rules.
@@ -302,6 +307,21 @@ mod tests {
             assert!(!is_el2_name(row.enc), "{}", row.enc);
             assert!(!is_tlbi(row.enc) && !is_at(row.enc), "{}", row.enc);
             assert!(row.read.is_some() || row.write.is_some(), "{}", row.enc);
+        }
+    }
+
+    #[test]
+    fn groups_are_what_their_fields_say() {
+        for enc in (0..=u16::MAX).map(SysReg::from_id) {
+            let (op0, op1, crn, crm) = (enc.op0(), enc.op1(), enc.crn(), enc.crm());
+            let system = op0 == 1 && matches!(op1, 0 | 4);
+            assert_eq!(is_tlbi(enc), system && matches!(crn, 8 | 9), "{enc}");
+            let translates = system && crn == 7 && matches!(crm, 8 | 9);
+            assert_eq!(is_at(enc), translates, "{enc}");
+            let el2 = matches!(op0, 2 | 3) && matches!(op1, 4 | 5);
+            assert_eq!(is_el2_name(enc), el2, "{enc}");
+            let id = op0 == 3 && op1 == 0 && crn == 0 && matches!(crm, 1..=7);
+            assert_eq!(is_id_space(enc), id, "{enc}");
         }
     }
 

@@ -32,6 +32,8 @@ pub struct Own {
     /// The fine-grained registers in the order of [`FINE`](super::FINE). Their reversed bits are clear:
     /// what they guard is hidden.
     pub fine: [u64; 6],
+    /// CPTR_EL2.TCPAC, of what runs without a guest hypervisor above it.
+    pub cpacr: bool,
 }
 
 /// The trap registers of hardware.
@@ -63,7 +65,7 @@ impl Own {
             cnthctl: self.cnthctl,
             fine: self.fine,
             fp: false,
-            cpacr: false,
+            cpacr: self.cpacr,
         }
     }
 

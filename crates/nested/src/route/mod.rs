@@ -143,19 +143,39 @@ impl Masks {
     }
 
     /// The controls, from the registers that the guest hypervisor wrote.
-    pub fn controls(&self, get: impl Fn(Reg) -> u64) -> Controls {
-        let hcr = self.hcr(get(Reg::HcrEl2));
+    #[inline]
+    pub fn controls(&self, written: &Written) -> Controls {
+        let hcr = self.hcr(written.hcr);
         Controls {
             hcr,
             hcr_traps: hcr | hcr::REVERSED & self.hcr.res0,
-            hcrx: get(Reg::HcrxEl2) & self.hcrx,
-            mdcr: get(Reg::MdcrEl2) & self.mdcr,
-            cptr: get(Reg::CptrEl2) & self.cptr,
-            cnthctl: get(Reg::CnthctlEl2) & self.cnthctl,
-            ich_hcr: get(Reg::IchHcrEl2),
-            fine: core::array::from_fn(|at| get(FINE[at].register()) & self.fine[at]),
+            hcrx: written.hcrx & self.hcrx,
+            mdcr: written.mdcr & self.mdcr,
+            cptr: written.cptr & self.cptr,
+            cnthctl: written.cnthctl & self.cnthctl,
+            ich_hcr: written.ich_hcr,
+            fine: core::array::from_fn(|at| written.fine[at] & self.fine[at]),
         }
     }
+}
+
+/// The registers with controls, as the guest hypervisor wrote them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// HCR_EL2.
+    pub hcr: u64,
+    /// HCRX_EL2.
+    pub hcrx: u64,
+    /// MDCR_EL2.
+    pub mdcr: u64,
+    /// CPTR_EL2.
+    pub cptr: u64,
+    /// CNTHCTL_EL2.
+    pub cnthctl: u64,
+    /// ICH_HCR_EL2.
+    pub ich_hcr: u64,
+    /// HFGRTR_EL2, HFGWTR_EL2, HFGITR_EL2, HDFGRTR_EL2, HDFGWTR_EL2, HAFGRTR_EL2: the order of [`FINE`].
+    pub fine: [u64; 6],
 }
 
 /// What a guest hypervisor asks to be told of, its reserved bits read as the architecture has it.
@@ -238,10 +258,7 @@ impl Controls {
     /// guest was at EL0.
     pub fn takes(&self, syndrome: Syndrome, el0: bool) -> bool {
         match syndrome {
-            Syndrome::SysReg(trap) => self.takes_register(
-                SysReg::new(trap.op0, trap.op1, trap.crn, trap.crm, trap.op2),
-                trap.read,
-            ),
+            Syndrome::SysReg(trap) => self.takes_register(trap.reg, trap.read),
             // HCD does not exist where EL3 does, and EL3 is shown.
             Syndrome::Hvc(_) => true,
             Syndrome::Smc(_) => self.hcr_traps & hcr::TSC != 0,

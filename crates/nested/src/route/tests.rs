@@ -27,11 +27,37 @@ fn everything() -> IdRegs {
     )
 }
 
+/// Each register as `of` says.
+fn written(of: impl Fn(Reg) -> u64) -> Written {
+    Written {
+        hcr: of(Reg::HcrEl2),
+        hcrx: of(Reg::HcrxEl2),
+        mdcr: of(Reg::MdcrEl2),
+        cptr: of(Reg::CptrEl2),
+        cnthctl: of(Reg::CnthctlEl2),
+        ich_hcr: of(Reg::IchHcrEl2),
+        fine: FINE.map(|fine| of(fine.register())),
+    }
+}
+
 fn with(values: &[(Reg, u64)]) -> Controls {
-    Masks::of(&everything()).controls(|reg| {
+    Masks::of(&everything()).controls(&written(|reg| {
         let of = values.iter().find(|value| value.0 == reg);
         of.map_or(0, |value| value.1)
-    })
+    }))
+}
+
+#[test]
+fn the_fine_registers_have_the_order_that_writers_know() {
+    let order = [
+        Reg::HfgrtrEl2,
+        Reg::HfgwtrEl2,
+        Reg::HfgitrEl2,
+        Reg::HdfgrtrEl2,
+        Reg::HdfgwtrEl2,
+        Reg::HafgrtrEl2,
+    ];
+    assert_eq!(FINE.map(Fine::register), order);
 }
 
 fn all_encodings() -> impl Iterator<Item = SysReg> {
@@ -115,11 +141,11 @@ fn every_fine_bit_is_a_row_s_or_hidden_or_reserved() {
 #[test]
 fn no_guest_hypervisor_can_set_a_hidden_or_reserved_bit() {
     let masks = Masks::of(&everything());
-    let controls = masks.controls(|_| u64::MAX);
+    let controls = masks.controls(&written(|_| u64::MAX));
     for (at, fine) in FINE.into_iter().enumerate() {
         assert_eq!(controls.fine[at] & !shown(fine), 0, "{fine:?}");
     }
-    let nothing = Masks::default().controls(|_| u64::MAX);
+    let nothing = Masks::default().controls(&written(|_| u64::MAX));
     assert_eq!(nothing.fine, [0; 6], "without FEAT_FGT");
 }
 
@@ -316,7 +342,7 @@ fn a_reversed_control_that_is_not_there_traps_nothing() {
             gicv3: true,
         },
     ));
-    let controls = without.controls(|_| 0);
+    let controls = without.controls(&Written::default());
     assert!(!controls.takes(Syndrome::PointerAuth, true));
     assert!(!controls.takes_register(SysReg::APIAKEYLO_EL1, true));
     assert!(with(&[]).takes_register(SysReg::APIAKEYLO_EL1, true));
@@ -328,6 +354,7 @@ const OWN: Own = Own {
     mdcr: mdcr::TDRA,
     cnthctl: cnthctl::EL1PCTEN | cnthctl::EL1PTEN,
     fine: [0, 0, 0, 0xf, 0xf, 0],
+    cpacr: false,
 };
 
 #[test]

@@ -170,11 +170,16 @@ impl<T> Pool<T> {
 
     /// The contexts of one of the guest hypervisor's VMIDs, or all.
     pub fn of_vmid(&self, vmid: Option<u16>) -> impl Iterator<Item = ContextId> + use<'_, T> {
+        self.values_of(vmid).map(|(id, _)| id)
+    }
+
+    /// The same, with each context's own.
+    pub fn values_of(&self, vmid: Option<u16>) -> impl Iterator<Item = (ContextId, &T)> {
         let candidates = vmid.map_or(u64::MAX, |vmid| self.by_vmid[bucket(vmid)]);
         bits(candidates)
             .filter_map(|at| self.members.get(at)?.as_ref())
             .filter(move |member| vmid.is_none_or(|vmid| member.key.vmid() == vmid))
-            .map(|member| member.id)
+            .map(|member| (member.id, &member.value))
     }
 
     /// The first context of a VMID (or of any) whose index is at least `from`: a loop over contexts
@@ -185,10 +190,7 @@ impl<T> Pool<T> {
 
     /// Every context's own.
     pub fn values(&self) -> impl Iterator<Item = (ContextId, &T)> {
-        self.members
-            .iter()
-            .flatten()
-            .map(|member| (member.id, &member.value))
+        self.values_of(None)
     }
 }
 

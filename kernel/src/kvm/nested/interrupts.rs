@@ -14,11 +14,12 @@ use super::super::timer;
 use super::super::vcpu::{Hw, Vcpu};
 
 const LR: u16 = 0x400;
-const AP0R: u16 = 0x480;
-const AP1R: u16 = 0x4a0;
+/// ICH_AP0R0_EL2 and ICH_AP1R0_EL2.
+const APR: [u16; 2] = [0x480, 0x4a0];
 const ICH_HCR: u16 = 0x4c0;
 const ICH_VMCR: u16 = 0x4c8;
 const STATE: u64 = 0b11 << 62;
+const PENDING: u64 = 1 << 62;
 const LINKED: u64 = 1 << 61;
 const PINTID: u64 = 0x3ff << 32;
 const EOI: u64 = 1 << 41;
@@ -30,37 +31,45 @@ fn list_registers() -> u16 {
     vgic::limits().list_registers as u16
 }
 
-/// What of a guest hypervisor's list registers is in hardware.
+/// The guest hypervisor's own list registers, as the page has them.
+fn theirs(hw: &Hw) -> impl Iterator<Item = u64> {
+    hw.regs.hw.words(LR, list_registers())
+}
+
+/// What of a guest hypervisor's list registers is in hardware; sets of them are a bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::kvm) struct Below {
     /// They are.
     pub(in crate::kvm) loaded: bool,
-    /// A bit for each with a link whose interrupt has not ended yet.
+    /// Those that are not empty: the others are in hardware's.
+    filled: u16,
+    /// Those with a link whose interrupt has not ended yet.
     linked: u16,
 }
 
-/// Interrupts of the guest hypervisor's GIC that what it runs deactivated.
+/// List registers whose link is to an interrupt of the guest hypervisor's GIC that what it runs
+/// deactivated.
 #[must_use]
 #[derive(Clone, Copy, Debug, Default)]
-pub(in crate::kvm) struct Ended {
-    intids: [u16; vgic::MAX_LRS],
-    count: usize,
-}
+pub(in crate::kvm) struct Ended(u16);
 
 impl Ended {
-    fn push(&mut self, intid: u16) {
-        if let Some(place) = self.intids.get_mut(self.count) {
-            *place = intid;
-            self.count += 1;
-        }
-    }
-
-    /// Tells the virtual GIC. No lock may be held.
+    /// Tells the virtual GIC. No lock may be held, and the vCPU does not run.
     pub(in crate::kvm) fn deliver(self, vcpu: &Vcpu) {
-        for &intid in &self.intids[..self.count] {
-            vcpu.vm.gic.deactivate(vcpu, intid.into());
+        for n in each(self.0) {
+            let lr = vcpu.hw.lock().regs.hw.get(LR + 8 * n);
+            vcpu.vm.gic.deactivate(vcpu, link(lr).into());
         }
     }
+}
+
+/// The numbers of the bits that are set.
+fn each(mut bits: u16) -> impl Iterator<Item = u16> {
+    core::iter::from_fn(move || {
+        let n = bits.trailing_zeros() as u16;
+        bits &= bits.wrapping_sub(1);
+        (n < 16).then_some(n)
+    })
 }
 
 /// The interrupt of the guest hypervisor's GIC that a list register is linked to.
@@ -82,24 +91,28 @@ fn for_hardware(lr: u64) -> u64 {
     }
 }
 
-/// Puts the guest hypervisor's interface into hardware. Returns ICH_HCR_EL2 for it.
+/// Puts the guest hypervisor's interface into hardware, whose list registers are empty. Returns
+/// ICH_HCR_EL2 for it.
 pub(in crate::kvm) fn load(hw: &mut Hw) -> u64 {
-    let page = &hw.regs.hw;
-    let mut linked = 0;
-    for n in 0..list_registers() {
-        let lr = page.get(LR + 8 * n);
-        if lr & LINKED != 0 && lr & STATE != 0 {
-            linked |= 1 << n;
+    let (mut filled, mut linked) = (0, 0);
+    for (lr, n) in theirs(hw).zip(0u16..) {
+        // An empty one may ask for maintenance all the same.
+        if lr & (STATE | EOI) != 0 {
+            filled |= 1 << n;
+            linked |= u16::from(lr & LINKED != 0 && lr & STATE != 0) << n;
+            vgic::write_lr(usize::from(n), for_hardware(lr));
         }
-        vgic::write_lr(usize::from(n), for_hardware(lr));
     }
+    let page = &hw.regs.hw;
     vgic::write_vmcr(page.get(ICH_VMCR));
-    let read = |base: u16| core::array::from_fn(|n| page.get(base + 8 * n as u16));
-    vgic::write_aprs(vgic::limits().priority_bits, &[read(AP0R), read(AP1R)]);
+    vgic::write_aprs(vgic::limits().priority_bits, |group, n| {
+        page.get(APR[group] + 8 * n)
+    });
     let hcr = page.get(ICH_HCR) & (HCR_THEIRS | HCR_EOI_COUNT);
     vgic::write_hcr(hcr);
     hw.below = Below {
         loaded: true,
+        filled,
         linked,
     };
     hcr
@@ -107,19 +120,14 @@ pub(in crate::kvm) fn load(hw: &mut Hw) -> u64 {
 
 /// Which linked interrupts ended since this was last asked.
 pub(in crate::kvm) fn collect(hw: &mut Hw) -> Ended {
-    let mut ended = Ended::default();
-    let mut left = if hw.below.loaded { hw.below.linked } else { 0 };
-    while left != 0 {
-        let n = left.trailing_zeros() as u16;
-        left &= left - 1;
-        if vgic::read_lr(usize::from(n)) & STATE == 0 {
-            hw.below.linked &= !(1 << n);
-            if !left_out(Safeguard::NestedDeactivation) {
-                ended.push(link(hw.regs.hw.get(LR + 8 * n)));
-            }
-        }
+    let waiting = if hw.below.loaded { hw.below.linked } else { 0 };
+    let is_over = |n: &u16| vgic::read_lr(usize::from(*n)) & STATE == 0;
+    let over = each(waiting).filter(is_over).fold(0, |all, n| all | 1 << n);
+    hw.below.linked &= !over;
+    if left_out(Safeguard::NestedDeactivation) {
+        return Ended::default();
     }
-    ended
+    Ended(over)
 }
 
 /// Takes it back into the page. Returns the interrupts of the guest hypervisor's GIC that what it
@@ -129,22 +137,21 @@ pub(in crate::kvm) fn save(hw: &mut Hw) -> Ended {
         return Ended::default();
     }
     let ended = collect(hw);
-    hw.below = Below::default();
-    for n in 0..list_registers() {
+    let Below { filled, .. } = core::mem::take(&mut hw.below);
+    let page = &mut hw.regs.hw;
+    for n in each(filled) {
         let now = vgic::read_lr(usize::from(n));
         vgic::write_lr(usize::from(n), 0);
-        let before = hw.regs.hw.get(LR + 8 * n);
-        hw.regs.hw.set(LR + 8 * n, before & !STATE | now & STATE);
+        let before = page.get(LR + 8 * n);
+        page.set(LR + 8 * n, before & !STATE | now & STATE);
     }
-    hw.regs.hw.set(ICH_VMCR, vgic::read_vmcr());
-    let [ap0r, ap1r] = vgic::read_aprs(vgic::limits().priority_bits);
-    for n in 0..4 {
-        hw.regs.hw.set(AP0R + 8 * n as u16, ap0r[n]);
-        hw.regs.hw.set(AP1R + 8 * n as u16, ap1r[n]);
-    }
-    let hcr = hw.regs.hw.get(ICH_HCR);
+    page.set(ICH_VMCR, vgic::read_vmcr());
+    vgic::read_aprs(vgic::limits().priority_bits, |group, n, value| {
+        page.set(APR[group] + 8 * n, value);
+    });
+    let hcr = page.get(ICH_HCR);
     let eois = vgic::read_hcr() & HCR_EOI_COUNT;
-    hw.regs.hw.set(ICH_HCR, hcr & !HCR_EOI_COUNT | eois);
+    page.set(ICH_HCR, hcr & !HCR_EOI_COUNT | eois);
     vgic::write_hcr(0);
     ended
 }
@@ -158,38 +165,37 @@ pub(super) fn empty(hw: &Hw) -> u64 {
 
 /// ICH_EISR_EL2: list registers whose interrupt ended and that ask for maintenance.
 pub(super) fn ended(hw: &Hw) -> u64 {
-    bits(hw, |lr| {
-        lr & STATE == 0 && lr & LINKED == 0 && lr & EOI != 0
-    })
+    bits(hw, has_ended)
+}
+
+/// The interrupt of this list register ended, and it asks for maintenance.
+const fn has_ended(lr: u64) -> bool {
+    lr & STATE == 0 && lr & LINKED == 0 && lr & EOI != 0
 }
 
 fn bits(hw: &Hw, is: impl Fn(u64) -> bool) -> u64 {
-    (0..list_registers()).fold(0, |bits, n| {
-        bits | u64::from(is(hw.regs.hw.get(LR + 8 * n))) << n
-    })
+    let flags = theirs(hw).zip(0..);
+    flags.fold(0, |bits, (lr, n): (u64, u32)| bits | u64::from(is(lr)) << n)
 }
 
-/// ICH_MISR_EL2 (IHI 0069, "ICH_MISR_EL2").
+/// ICH_MISR_EL2 (IHI 0069, "ICH_MISR_EL2"). Its bits 7:1 are conditions that the same bits of
+/// ICH_HCR_EL2 ask about.
 pub(super) fn maintenance(hw: &Hw) -> u64 {
     let hcr = hw.regs.hw.get(ICH_HCR);
     let vmcr = hw.regs.hw.get(ICH_VMCR);
-    let bit = |value: u64, n: u32| value >> n & 1 == 1;
-    let used = bits(hw, |lr| lr & STATE != 0).count_ones();
-    let pending = bits(hw, |lr| lr >> 62 & 1 == 1) != 0;
-    let flags = [
-        ended(hw) != 0,
-        bit(hcr, 1) && used <= 1,
-        bit(hcr, 2) && hcr & HCR_EOI_COUNT != 0,
-        bit(hcr, 3) && !pending,
-        bit(hcr, 4) && bit(vmcr, 0),
-        bit(hcr, 5) && !bit(vmcr, 0),
-        bit(hcr, 6) && bit(vmcr, 1),
-        bit(hcr, 7) && !bit(vmcr, 1),
-    ];
-    flags
-        .iter()
-        .enumerate()
-        .fold(0, |misr, (n, &set)| misr | u64::from(set) << n)
+    let (mut used, mut pending, mut ended) = (0, false, false);
+    for lr in theirs(hw) {
+        used += u32::from(lr & STATE != 0);
+        pending |= lr & PENDING != 0;
+        ended |= has_ended(lr);
+    }
+    // VENG0 and VENG1, each asked about in both senses: enabled, disabled.
+    let groups = (vmcr & 1) << 4 | (!vmcr & 1) << 5 | (vmcr & 2) << 5 | (!vmcr & 2) << 6;
+    let met = u64::from(used <= 1) << 1
+        | u64::from(hcr & HCR_EOI_COUNT != 0) << 2
+        | u64::from(!pending) << 3
+        | groups;
+    u64::from(ended) | hcr & met
 }
 
 /// The line of the guest hypervisor's maintenance interrupt.

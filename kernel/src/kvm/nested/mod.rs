@@ -33,9 +33,9 @@ pub(super) use fault::{shadow as shadow_fault, through_stage2};
 pub(super) use interrupts::{
     Below, Ended, collect, load as load_interface, maintenance_line, save as save_interface,
 };
-pub(super) use route::{is_theirs, routes_interrupts, traps};
+pub(super) use route::{is_theirs, own, routes_interrupts, traps, wishes};
 pub(super) use shadow::{Fill, Shadows};
-pub(super) use sysreg::access as sysreg;
+pub(super) use sysreg::{access as sysreg, often};
 
 use super::inject;
 use super::run::Next;
@@ -169,7 +169,7 @@ fn authenticate(vcpu: &Arc<Vcpu>, state: &mut State, key: Key, signed: u64) -> R
             EL1H => Reg::SpEl2,
             _ => Reg::SpEl0,
         };
-        let get = |reg| hw.regs.get(reg);
+        let get = |reg| hw.regs.get_any(reg);
         (get(Reg::SctlrEl2), get(Reg::TcrEl2), get(sp))
     };
     if !key.is_enabled(sctlr) || left_out(Safeguard::NestedAuthentication) {

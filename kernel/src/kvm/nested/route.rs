@@ -3,16 +3,33 @@
 
 use umbra_abort::World;
 use umbra_arm64::Syndrome;
-use umbra_arm64::sysreg::SysReg;
+use umbra_arm64::sysreg::Reg;
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::traps::Traps;
-use umbra_nested::route::{Controls, Loaded, Own};
+use umbra_kvm_abi::vcpu::VcpuFeatures;
+use umbra_nested::route::{Controls, Loaded, Own, Written};
 
 use super::super::run;
 use super::super::vcpu::{Hw, State};
 
 fn controls(hw: &Hw) -> Controls {
-    hw.masks.controls(|reg| hw.regs.get(reg))
+    let regs = &hw.regs;
+    hw.masks.controls(&Written {
+        hcr: regs.get(Reg::HcrEl2),
+        hcrx: regs.get(Reg::HcrxEl2),
+        mdcr: regs.get(Reg::MdcrEl2),
+        cptr: regs.get(Reg::CptrEl2),
+        cnthctl: regs.get(Reg::CnthctlEl2),
+        ich_hcr: regs.get(Reg::IchHcrEl2),
+        fine: [
+            regs.get(Reg::HfgrtrEl2),
+            regs.get(Reg::HfgwtrEl2),
+            regs.get(Reg::HfgitrEl2),
+            regs.get(Reg::HdfgrtrEl2),
+            regs.get(Reg::HdfgwtrEl2),
+            regs.get(Reg::HafgrtrEl2),
+        ],
+    })
 }
 
 /// Whether a synchronous exit of its guest, not an abort, goes to the guest hypervisor.
@@ -26,21 +43,33 @@ pub(in crate::kvm) fn is_theirs(hw: &Hw, state: &State, syndrome: Syndrome) -> b
 /// Whether the guest hypervisor takes interrupts of what it runs, whose list registers are then its
 /// own.
 pub(in crate::kvm) fn routes_interrupts(hw: &Hw) -> bool {
-    use umbra_arm64::sysreg::Reg;
     const FMO: u64 = 1 << 3;
     const IMO: u64 = 1 << 4;
     hw.is_below() && hw.regs.get(Reg::HcrEl2) & (IMO | FMO) != 0
 }
 
-fn loaded(hw: &Hw, hcr: u64) -> Loaded {
-    let own = Traps::own(hw.virtual_el2);
-    let own = Own {
-        hcr,
-        hcrx: own.hcrx,
-        mdcr: own.mdcr,
-        cnthctl: own.cnthctl,
-        fine: own.fine,
-    };
+/// What umbra itself wants to trap of a vCPU with these features: of a plain guest or what a guest
+/// hypervisor runs, and of virtual EL2. `ctr` is the CTR_EL0 that the guest sees.
+pub(in crate::kvm) fn own(features: VcpuFeatures, ctr: u64) -> [Own; 2] {
+    [World::Plain, World::VirtualEl2].map(|world| {
+        let traps = Traps::own(world == World::VirtualEl2);
+        Own {
+            hcr: run::hcr(features, world, ctr),
+            hcrx: traps.hcrx,
+            mdcr: traps.mdcr,
+            cnthctl: traps.cnthctl,
+            fine: traps.fine,
+            cpacr: traps.cpacr,
+        }
+    })
+}
+
+/// What traps of what runs: umbra's own wishes, and a guest hypervisor's of what it runs.
+pub(in crate::kvm) fn wishes(hw: &Hw) -> Loaded {
+    let own = &hw.own[usize::from(hw.virtual_el2)];
+    if !hw.is_below() {
+        return own.alone();
+    }
     let mut loaded = own.below(&controls(hw));
     if left_out(Safeguard::NestedTraps) {
         loaded.fine = own.fine;
@@ -49,11 +78,7 @@ fn loaded(hw: &Hw, hcr: u64) -> Loaded {
 }
 
 /// What traps beside HCR_EL2.
-pub(in crate::kvm) fn traps(hw: &Hw) -> Traps {
-    if !hw.is_below() {
-        return Traps::own(hw.virtual_el2);
-    }
-    let loaded = loaded(hw, 0);
+pub(in crate::kvm) fn traps(loaded: &Loaded) -> Traps {
     Traps {
         hcrx: loaded.hcrx,
         mdcr: loaded.mdcr,
@@ -61,15 +86,5 @@ pub(in crate::kvm) fn traps(hw: &Hw) -> Traps {
         fine: loaded.fine,
         fp: loaded.fp,
         cpacr: loaded.cpacr,
-    }
-}
-
-/// HCR_EL2 for what runs.
-pub(super) fn hcr(hw: &Hw, state: &State, world: World) -> u64 {
-    let ctr = state.id_regs.get(SysReg::CTR_EL0);
-    let own = run::hcr(state.init.unwrap_or_default(), world, ctr);
-    match world {
-        World::Nested => loaded(hw, own).hcr,
-        World::Plain | World::VirtualEl2 => own,
     }
 }

@@ -496,21 +496,9 @@ impl Shadows {
         true
     }
 
-    /// VTTBR_EL2 of every context of a VMID.
-    pub(in crate::kvm) fn vttbrs(&self, vmid: Option<u16>) -> Vec<u64> {
-        let mine = |id: ContextId| {
-            let mut all = self.pool.values();
-            all.find(|(other, _)| *other == id)
-                .map(|(_, context)| context.vttbr)
-        };
-        match vmid {
-            None => self
-                .pool
-                .values()
-                .map(|(_, context)| context.vttbr)
-                .collect(),
-            Some(_) => self.pool.of_vmid(vmid).filter_map(mine).collect(),
-        }
+    /// VTTBR_EL2 of every context of a VMID, or of all.
+    pub(in crate::kvm) fn vttbrs(&self, vmid: Option<u16>) -> impl Iterator<Item = u64> {
+        self.pool.values_of(vmid).map(|(_, context)| context.vttbr)
     }
 
     /// What there is and what happened. Costs a look at every entry.

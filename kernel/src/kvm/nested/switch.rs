@@ -23,9 +23,8 @@ use super::shadow::Acquired;
 pub(super) fn enter(vcpu: &Arc<Vcpu>, state: &mut State, pstate: HwPstate, pc: u64) -> bool {
     let key = {
         let hw = vcpu.hw.lock();
-        let get = |reg| hw.regs.get(reg);
-        let hcr = hw.masks.hcr(get(Reg::HcrEl2));
-        ContextKey::new(get(Reg::VttbrEl2), get(Reg::VtcrEl2), hcr)
+        let hcr = hw.masks.hcr(hw.regs.get(Reg::HcrEl2));
+        ContextKey::new(hw.regs.get(Reg::VttbrEl2), hw.regs.get(Reg::VtcrEl2), hcr)
     };
     let Some((shadow, vttbr)) = space(vcpu, key) else {
         return false;
@@ -78,12 +77,13 @@ fn change(
         hw.virtual_el2 = world == World::VirtualEl2;
         hw.shadow = shadow;
         hw.vttbr = vttbr;
-        let machine = loaded::machine(vcpu, &hw);
+        let wishes = route::wishes(&hw);
+        let machine = loaded::machine(vcpu, &hw, &wishes);
         hw.regs.hw.switch(&machine);
         hw.cntvoff = machine.cntvoff;
         loaded::load_interface(&mut hw);
         state.world = world;
-        state.hcr = route::hcr(&hw, state, world);
+        state.hcr = wishes.hcr;
         inject::offer_serror(&hw, state);
         put
     };

@@ -1,16 +1,17 @@
-//! EL2 registers by name, EL1's by their EL2 aliases, and the instructions that only EL2 has.
+//! EL2 registers by name, EL1's by their EL2 aliases, and address translation.
 
 use alloc::sync::Arc;
 
 use umbra_arm64::Gva;
+use umbra_arm64::esr::SysRegTrap;
 use umbra_arm64::idreg::masks;
-use umbra_arm64::sysreg::{Reg, SysReg, is_tlbi};
+use umbra_arm64::sysreg::{Reg, SysReg, is_at, is_tlbi};
 
 use umbra_nested::Features;
 use umbra_nested::at::{self, Context, Op};
 use umbra_nested::stage1::Stage1Regs;
 
-use super::super::exit::write_x;
+use super::super::exit::{read_x, write_x};
 use super::super::timer;
 use super::super::vcpu::{State, Vcpu, request};
 use super::fault::VmMemory;
@@ -19,7 +20,22 @@ use super::{interrupts, tlbi};
 /// ICC_SRE_EL2 as shown: Enable, DIB, DFB, SRE.
 const ICC_SRE: u64 = 0xf;
 
-/// Performs a trapped access. Returns whether what it names exists.
+/// Performs what a guest hypervisor does most, by the shortest way: Linux invalidates each page that it
+/// unmaps, and looks at ICH_MISR_EL2 after each run. `false`: it is nothing of the kind.
+#[inline]
+pub(in crate::kvm) fn often(vcpu: &Vcpu, state: &mut State, trap: SysRegTrap) -> bool {
+    if is_tlbi(trap.reg) {
+        tlbi::perform(vcpu, trap.reg, read_x(state, trap.rt));
+        return true;
+    }
+    let is_misr = trap.reg == SysReg::ICH_MISR_EL2 && trap.read;
+    if is_misr {
+        write_x(state, trap.rt, interrupts::maintenance(&vcpu.hw.lock()));
+    }
+    is_misr
+}
+
+/// Performs any other trapped access. Returns whether what it names exists.
 pub(in crate::kvm) fn access(
     vcpu: &Arc<Vcpu>,
     state: &mut State,
@@ -28,17 +44,9 @@ pub(in crate::kvm) fn access(
     rt: u8,
     value: u64,
 ) -> bool {
-    if is_tlbi(enc) {
-        tlbi::perform(vcpu, enc, value);
-        return true;
-    }
-    if let Some(op) = Op::from_enc(enc) {
-        return translate(vcpu, state, op, value);
-    }
     let done = match enc {
         SysReg::ICC_SRE_EL2 => Some(ICC_SRE),
         SysReg::ICH_VTR_EL2 => Some(umbra_hw::vgic::vtr()),
-        SysReg::ICH_MISR_EL2 => Some(interrupts::maintenance(&vcpu.hw.lock())),
         SysReg::ICH_EISR_EL2 => Some(interrupts::ended(&vcpu.hw.lock())),
         SysReg::ICH_ELRSR_EL2 => Some(interrupts::empty(&vcpu.hw.lock())),
         // Of modes that only AArch32 has.
@@ -51,16 +59,21 @@ pub(in crate::kvm) fn access(
         }
         return read || enc == SysReg::ICC_SRE_EL2 || enc.crn() == 4;
     }
+    if is_at(enc)
+        && let Some(op) = Op::from_enc(enc)
+    {
+        return translate(vcpu, state, op, value);
+    }
     if let Some((cval, is_virtual)) = timer_value(enc) {
         let mut hw = vcpu.hw.lock();
         let now = timer::counter(&hw, is_virtual);
         if read {
-            let left = hw.regs.get(cval).wrapping_sub(now);
+            let left = hw.regs.get_any(cval).wrapping_sub(now);
             drop(hw);
             write_x(state, rt, left & 0xffff_ffff);
         } else {
             hw.regs
-                .set(cval, now.wrapping_add(value as u32 as i32 as i64 as u64));
+                .set_any(cval, now.wrapping_add(value as u32 as i32 as i64 as u64));
             drop(hw);
             vcpu.kick(request::GIC);
         }
@@ -71,15 +84,23 @@ pub(in crate::kvm) fn access(
     };
     if read {
         let hw = vcpu.hw.lock();
-        let stored = timer::control(&hw, reg).unwrap_or_else(|| hw.regs.get(reg));
+        let stored = timer::control(&hw, reg).unwrap_or_else(|| hw.regs.get_any(reg));
         drop(hw);
         write_x(state, rt, stored);
     } else {
         let value = masks::res(reg, &state.id_regs).map_or(value, |res| res.sanitise(value));
-        vcpu.hw.lock().regs.set(reg, value);
-        vcpu.kick(request::GIC);
+        vcpu.hw.lock().regs.set_any(reg, value);
+        if moves_interrupts(enc) {
+            vcpu.kick(request::GIC);
+        }
     }
     true
+}
+
+/// Whether a register is the timers', the interrupt controller's, or HCR_EL2: what it holds may raise or
+/// lower an interrupt.
+fn moves_interrupts(enc: SysReg) -> bool {
+    enc == SysReg::HCR_EL2 || matches!(enc.crn(), 12 | 14)
 }
 
 /// The EL1 or EL0 register that an `_EL12` or `_EL02` name means.
@@ -112,7 +133,7 @@ fn timer_value(enc: SysReg) -> Option<(Reg, bool)> {
 fn translate(vcpu: &Arc<Vcpu>, state: &mut State, op: Op, va: u64) -> bool {
     let context = {
         let hw = vcpu.hw.lock();
-        let get = |reg| hw.regs.get(reg);
+        let get = |reg| hw.regs.get_any(reg);
         Context {
             features: Features::of(&state.id_regs),
             hcr: get(Reg::HcrEl2),

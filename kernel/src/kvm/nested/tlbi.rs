@@ -6,8 +6,6 @@
 //! removes more than was asked, never less. Its own stage 2 is invalidated by unmapping from shadows,
 //! complete before the instruction is.
 
-use alloc::vec::Vec;
-
 use umbra_arm64::sysreg::{Reg, SysReg};
 use umbra_arm64::tlbi::{self, TlbiRange};
 use umbra_arm64::{Granule, L2Ipa};
@@ -41,7 +39,29 @@ enum Scope {
     Everything,
 }
 
+/// By op1 (EL1 or EL2), CRm and op2: this is asked more often than anything else of a guest hypervisor.
+static SCOPES: [[Scope; 128]; 2] = {
+    let mut scopes = [[Scope::All; 128]; 2];
+    let mut at = 0;
+    while at < 256 {
+        let enc = SysReg::new(
+            1,
+            4 * (at / 128) as u8,
+            8,
+            (at % 128 / 8) as u8,
+            (at % 8) as u8,
+        );
+        scopes[at / 128][at % 128] = named_by(enc);
+        at += 1;
+    }
+    scopes
+};
+
 fn scope(enc: SysReg) -> Scope {
+    SCOPES[usize::from(enc.op1() >> 2 & 1)][usize::from(enc.id() & 0x7f)]
+}
+
+const fn named_by(enc: SysReg) -> Scope {
     match (enc.op1(), enc.crm(), enc.op2()) {
         (4, 0 | 4, 1 | 5) if enc.crm() == 0 => Scope::Ipa,
         (4, 0, 2 | 6) | (4, 4, 2 | 6) => Scope::IpaRange,
@@ -57,7 +77,22 @@ fn scope(enc: SysReg) -> Scope {
 }
 
 /// Performs a trapped TLBI with its operand.
+#[inline]
 pub(super) fn perform(vcpu: &Vcpu, enc: SysReg, operand: u64) {
+    events::tlbi(vcpu, enc, operand);
+    let scope = scope(enc);
+    let of_stage1 = matches!(scope, Scope::Address | Scope::Range | Scope::All);
+    // Virtual EL2's own for EL2 operations and under TGE, else that of what it runs.
+    if of_stage1 && (enc.op1() == 4 || vcpu.hw.lock().regs.get(Reg::HcrEl2) & TGE != 0) {
+        forget_stage1(vcpu.vm.vttbr(), scope, operand);
+    } else {
+        perform_below(vcpu, scope, operand);
+    }
+}
+
+/// The same, of what the guest hypervisor runs.
+#[inline(never)]
+fn perform_below(vcpu: &Vcpu, scope: Scope, operand: u64) {
     let (hcr, vttbr, vtcr) = {
         let hw = vcpu.hw.lock();
         (
@@ -67,8 +102,6 @@ pub(super) fn perform(vcpu: &Vcpu, enc: SysReg, operand: u64) {
         )
     };
     let vmid = (vttbr >> 48) as u16;
-    events::tlbi(vcpu, enc, operand, vmid);
-    let scope = scope(enc);
     match scope {
         Scope::Ipa => {
             let named = tlbi::decode_ipa::<L2Ipa>(operand);
@@ -93,36 +126,32 @@ pub(super) fn perform(vcpu: &Vcpu, enc: SysReg, operand: u64) {
         Scope::Everything => unmap(vcpu, None, None),
         Scope::Address | Scope::Range | Scope::All => {}
     }
-    let mut memory = vcpu.vm.memory.lock();
-    // Stage 1: virtual EL2's own for EL2 operations and under TGE, else that of what it runs.
-    let own = enc.op1() == 4 || hcr & TGE != 0;
-    let under: Vec<u64> = match scope {
-        Scope::Ipa | Scope::IpaRange => return,
-        Scope::Everything => memory
-            .shadows
-            .vttbrs(None)
-            .into_iter()
-            .chain(memory.vttbrs().1)
-            .collect(),
-        Scope::Vmid => shadows_of(&mut memory, hcr, vmid),
-        Scope::Address | Scope::Range | Scope::All if own => alloc::vec![vcpu.vm.vttbr()],
-        Scope::Address | Scope::Range | Scope::All => shadows_of(&mut memory, hcr, vmid),
-    };
-    for vttbr in under {
-        tlb::Stage2::with(vttbr, |stage2| match scope {
-            Scope::Address => stage2.guest_address(operand),
-            Scope::Range => stage2.guest_range(operand),
-            _ => stage2.guest_all(),
-        });
+    let forget = |vttbr| forget_stage1(vttbr, scope, operand);
+    match scope {
+        Scope::Ipa | Scope::IpaRange => {}
+        Scope::Everything => {
+            let memory = vcpu.vm.memory.lock();
+            memory.shadows.vttbrs(None).for_each(forget);
+            memory.vttbrs().1.into_iter().for_each(forget);
+        }
+        Scope::Address | Scope::Range | Scope::All | Scope::Vmid => {
+            let memory = vcpu.vm.memory.lock();
+            if hcr & STAGE2 == 0 {
+                memory.vttbrs().1.into_iter().for_each(forget);
+            } else {
+                memory.shadows.vttbrs(Some(vmid)).for_each(forget);
+            }
+        }
     }
 }
 
-fn shadows_of(memory: &mut super::super::memory::Memory, hcr: u64, vmid: u16) -> Vec<u64> {
-    if hcr & STAGE2 == 0 {
-        memory.vttbrs().1.into_iter().collect()
-    } else {
-        memory.shadows.vttbrs(Some(vmid))
-    }
+/// Forgets what the operation names of stage 1, under one VMID of hardware.
+fn forget_stage1(vttbr: u64, scope: Scope, operand: u64) {
+    tlb::Stage2::with(vttbr, |stage2| match scope {
+        Scope::Address => stage2.guest_address(operand),
+        Scope::Range => stage2.guest_range(operand),
+        _ => stage2.guest_all(),
+    });
 }
 
 /// Unmaps from shadows what a TLBI of stage 2 names, in portions; complete on return.

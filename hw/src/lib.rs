@@ -18,6 +18,7 @@ mod vectors;
 
 pub mod aspace;
 pub mod copy;
+pub mod disk;
 pub mod fp;
 pub mod gic;
 pub mod guest;

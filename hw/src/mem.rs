@@ -252,14 +252,19 @@ pub fn sync_instructions(pa: Pa, bytes: u64) {
         return;
     }
     let line = 4u64 << (ctr >> 16 & 0xf);
-    with_window(pa, bytes, |at| {
-        let mut offset = 0;
-        while offset < bytes && !idc {
-            // SAFETY: cache maintenance by address inside the window.
-            unsafe { insn!("dc cvau, {}", at as u64 + offset) };
-            offset += line;
-        }
-    });
+    let (mut from, end) = (pa.raw(), pa.raw() + bytes);
+    while from < end && !idc {
+        let part = (CHUNK - from % CHUNK).min(end - from);
+        with_window(Pa::new(from), part, |at| {
+            let mut offset = 0;
+            while offset < part {
+                // SAFETY: cache maintenance by address inside the window.
+                unsafe { insn!("dc cvau, {}", at as u64 + offset) };
+                offset += line;
+            }
+        });
+        from += part;
+    }
     // SAFETY: barriers and I-cache maintenance; aliasing caches need the whole of it.
     unsafe {
         insn!("dsb ish");

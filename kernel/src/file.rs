@@ -92,6 +92,11 @@ pub(crate) trait File: core::any::Any + Send + Sync {
         Err(Errno::ESPIPE)
     }
 
+    /// fsync: what was written outlives the machine, as far as that can be.
+    fn sync(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+
     /// fstat of a file that is not in the tree.
     fn stat(&self) -> Stat {
         // An anonymous inode: no kind, readable and writable by its owner.

@@ -15,6 +15,7 @@ extern crate alloc;
 mod boot;
 #[cfg(target_os = "none")]
 mod console;
+mod disk;
 #[cfg(target_os = "none")]
 mod file;
 #[cfg(target_os = "none")]

@@ -150,6 +150,11 @@ pub(crate) fn allocate_words(order: u8, owner: Owner) -> Option<Pa> {
     Some(pa)
 }
 
+/// How many blocks of `2^order` frames could be taken now.
+pub(crate) fn free_blocks(order: u8) -> u64 {
+    with(|frames| frames.free_blocks(order, Pool::Plain))
+}
+
 /// Drops a reference to a block.
 pub(crate) fn release(pa: Pa) -> Released {
     with(|frames| frames.release(pa))

@@ -500,19 +500,31 @@ pub const PAGE: usize = 4096;
 impl Region {
     /// Maps `bytes` of zeros, private, at a multiple of 2 MiB. Nothing is reserved.
     pub fn new(bytes: usize) -> std::result::Result<Self, i32> {
-        Self::map(None, bytes, HUGE_PAGE)
+        Self::map(None, bytes, HUGE_PAGE, 0)
+    }
+
+    /// Maps `bytes` of zeros, private, in huge pages of `1 << shift` bytes from the host's pool.
+    pub fn of_huge_pages(bytes: usize, shift: u8) -> std::result::Result<Self, i32> {
+        let flags = libc::MAP_HUGETLB | i32::from(shift) << libc::MAP_HUGE_SHIFT;
+        Self::map(None, bytes, 0, flags)
     }
 
     /// Maps the first `bytes` of a file, shared.
     pub fn of_file(fd: &OwnedFd, bytes: usize) -> std::result::Result<Self, i32> {
-        Self::map(Some(fd.as_raw_fd()), bytes, 0)
+        Self::map(Some(fd.as_raw_fd()), bytes, 0, 0)
     }
 
-    fn map(fd: Option<RawFd>, bytes: usize, align: usize) -> std::result::Result<Self, i32> {
+    fn map(
+        fd: Option<RawFd>,
+        bytes: usize,
+        align: usize,
+        more: libc::c_int,
+    ) -> std::result::Result<Self, i32> {
         let span = bytes + align;
         let rights = Rights::ReadWrite.bits();
         let flags = match fd {
             Some(_) => libc::MAP_SHARED,
+            None if more != 0 => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | more,
             None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
         };
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.

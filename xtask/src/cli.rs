@@ -140,6 +140,9 @@ pub(crate) struct MachineArgs {
     /// Connect the terminal. Leave by ending the guest (`poweroff -f`), or with Ctrl-A X.
     #[arg(long, short)]
     pub(crate) interactive: bool,
+    /// The machine's disk: a raw file, /dev/vda on umbra, and in the guest of `run linux`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) disk: Option<PathBuf>,
     /// Record what umbra does: target/umbra/run/NAME.trace.json, for ui.perfetto.dev.
     #[arg(long)]
     pub(crate) trace: bool,
@@ -185,6 +188,7 @@ impl Default for LinuxArgs {
         let machine = MachineArgs {
             qemu: None,
             interactive: false,
+            disk: None,
             trace: false,
             report: false,
             time_limit: None,

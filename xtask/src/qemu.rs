@@ -8,6 +8,7 @@ use crate::trace::memory;
 use crate::transcript::Transcript;
 use crate::{cargo, qmp};
 use anyhow::{Context, Result};
+use serde_json::json;
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,58 @@ pub(crate) struct Machine {
     pub(crate) initrd: PathBuf,
     /// The boot arguments.
     pub(crate) append: String,
+    /// The disk, if it has one.
+    pub(crate) disk: Option<Disk>,
+}
+
+/// A machine's disk (virtio-blk over virtio-mmio).
+#[derive(Debug, Clone)]
+pub(crate) struct Disk {
+    /// The raw file behind it, which is written to.
+    pub(crate) file: PathBuf,
+    /// A sector that cannot be read, for tests.
+    pub(crate) bad_sector: Option<u64>,
+}
+
+impl Disk {
+    /// The disk of this file, if one is named; it must be there.
+    pub(crate) fn of(file: Option<&Path>) -> Result<Option<Self>> {
+        let Some(file) = file else {
+            return Ok(None);
+        };
+        let metadata = file.metadata();
+        let metadata = metadata.with_context(|| format!("--disk {}", file.display()))?;
+        anyhow::ensure!(metadata.is_file(), "--disk {}: no file", file.display());
+        Ok(Some(Self {
+            file: file.to_path_buf(),
+            bad_sector: None,
+        }))
+    }
+
+    fn arguments(&self) -> [String; 6] {
+        let file = json!({ "driver": "file", "filename": self.file });
+        let file = match self.bad_sector {
+            None => file,
+            Some(sector) => json!({
+                "driver": "blkdebug",
+                "image": file,
+                "inject-error": [
+                    { "event": "none", "iotype": "read", "errno": 5, "sector": sector }
+                ],
+            }),
+        };
+        let disk = json!({ "driver": "raw", "node-name": "disk0", "file": file });
+        [
+            // As Virtio 1 has it, not as its drafts.
+            "-global",
+            "virtio-mmio.force-legacy=false",
+            "-blockdev",
+            &disk.to_string(),
+            "-device",
+            "virtio-blk-device,drive=disk0",
+        ]
+        .map(str::to_owned)
+    }
 }
 
 /// How a machine ended.
@@ -77,6 +130,9 @@ impl Machine {
             .arg("-initrd")
             .arg(&self.initrd);
         cmd.arg("-append").arg(&self.append);
+        if let Some(disk) = &self.disk {
+            cmd.args(disk.arguments());
+        }
         cmd.args(["-semihosting-config", "enable=on,target=native"]);
         cmd
     }

@@ -195,6 +195,18 @@ impl<'a> Frames<'a> {
         self.total
     }
 
+    /// How many blocks of `2^order` frames could be taken of a pool's free ones. Looks at every free
+    /// block of this size or larger.
+    pub fn free_blocks(&self, order: u8, pool: Pool) -> u64 {
+        let mut count = 0;
+        for larger in order..=MAX_ORDER {
+            let first = (self.heads[pool as usize][larger as usize] as usize).checked_sub(1);
+            let list = core::iter::successors(first, |&head| self.links(head).1);
+            count += (list.count() as u64) << (larger - order);
+        }
+        count
+    }
+
     /// Frames that are retired.
     pub fn retired_frames(&self) -> u64 {
         self.retired
@@ -552,6 +564,31 @@ mod tests {
         }
         assert_eq!(frames.free_frames(Pool::Plain), frames.total_frames());
         assert!(frames.allocate(8, Pool::Plain, Owner::Heap).is_some());
+    }
+
+    #[test]
+    fn the_largest_blocks_are_counted_taken_and_joined_again() {
+        // Two gigabytes, the first short of its first page.
+        let words = words(2 << MAX_ORDER);
+        let mut frames = Frames::new(&words, Pa::new(0));
+        frames.add(Pa::new(FRAME), Pa::new((2 << MAX_ORDER) * FRAME));
+        let plain = Pool::Plain;
+        assert_eq!(frames.free_blocks(MAX_ORDER, plain), 1);
+        assert_eq!(frames.free_blocks(CHUNK_ORDER, plain), 1023);
+        let giant = frames.allocate(MAX_ORDER, plain, Owner::Anonymous).unwrap();
+        assert_eq!(giant, Pa::new(1 << 30));
+        assert_eq!(frames.free_blocks(MAX_ORDER, plain), 0);
+        assert_eq!(frames.free_blocks(CHUNK_ORDER, plain), 511);
+        let inside = Pa::new((1 << 30) + 0x1234_5000);
+        assert_eq!(
+            frames.block_of(inside),
+            Some((giant, MAX_ORDER, Owner::Anonymous))
+        );
+        frames.split(giant);
+        for page in 0..1 << MAX_ORDER {
+            frames.release(Pa::new((1 << 30) + page * FRAME));
+        }
+        assert_eq!(frames.free_blocks(MAX_ORDER, plain), 1);
     }
 
     #[test]

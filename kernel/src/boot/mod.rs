@@ -89,6 +89,7 @@ pub(crate) fn primary(device_tree: Pa) -> ! {
     }
     log::info!("{} CPUs up", sched::cpus());
     ghes::start(firmware);
+    crate::disk::init(&machine.virtio);
     first::start(&machine);
     sched::idle()
 }

@@ -22,6 +22,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) console: Option<(u64, Option<u32>)>,
     /// GICv3: distributor, redistributors and their bytes.
     pub(crate) gic: Option<(u64, u64, u64)>,
+    /// Registers of virtio devices over MMIO that keep caches coherent, and their bytes.
+    pub(crate) virtio: heapless::Vec<(u64, u64), 32>,
     /// MPIDR of each CPU, boot CPU included.
     pub(crate) cpus: heapless::Vec<u64, MAX_CPUS>,
 }
@@ -105,6 +107,14 @@ impl<'a> Machine<'a> {
             self.console = ranges(node).next().map(|(base, _)| (base, interrupt));
         } else if is_compatible(node, "arm,pl031") {
             self.clock = ranges(node).next().map(|(base, _)| base);
+        } else if is_compatible(node, "virtio,mmio") {
+            // Without the property umbra would have to clean caches; such a device is left alone.
+            let registers = ranges(node)
+                .next()
+                .filter(|_| bytes(node, "dma-coherent").is_some());
+            if let Some(registers) = registers {
+                let _ = self.virtio.push(registers);
+            }
         } else if is_compatible(node, "arm,gic-v3") {
             let mut frames = ranges(node);
             if let (Some((dist, _)), Some((redist, bytes))) = (frames.next(), frames.next()) {

@@ -5,6 +5,7 @@
 //! it holds its own (epoll asks the files of its list, whose locks have higher ranks).
 
 mod device;
+mod disk;
 pub(crate) mod epoll;
 mod eventfd;
 mod pipe;
@@ -18,6 +19,7 @@ pub(crate) mod tree;
 pub(crate) mod tty;
 
 pub(crate) use device::{Full, Null, Zero};
+pub(crate) use disk::DiskFile;
 pub(crate) use epoll::EpollFile;
 pub(crate) use eventfd::{EventFd, EventSink};
 pub(crate) use pipe::PipeEnd;

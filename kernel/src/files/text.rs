@@ -4,8 +4,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
 
+use umbra_frames::{CHUNK_ORDER, MAX_ORDER};
 use umbra_hw::sync::SpinLock;
-use umbra_linux::fs::ProcFile;
+use umbra_linux::fs::{HugeCount, HugeSize, ProcFile};
 use umbra_linux::{Errno, Stop, uapi};
 
 use crate::file::{Call, File};
@@ -89,8 +90,19 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
             ] {
                 writeln!(out, "{name}:\t{} kB", pages * 4)?;
             }
-            Ok(())
+            let huge = mem::free_blocks(CHUNK_ORDER);
+            writeln!(out, "HugePages_Total:\t{huge}\nHugePages_Free:\t{huge}")?;
+            writeln!(out, "HugePages_Rsvd:\t0\nHugePages_Surp:\t0")?;
+            writeln!(out, "Hugepagesize:\t2048 kB")
         }
+        ProcFile::HugePages(size, HugeCount::Free) => {
+            let order = match size {
+                HugeSize::Block => CHUNK_ORDER,
+                HugeSize::Giant => MAX_ORDER,
+            };
+            writeln!(out, "{}", mem::free_blocks(order))
+        }
+        ProcFile::HugePages(_, HugeCount::None) => writeln!(out, "0"),
         ProcFile::Version => writeln!(out, "Linux version {}", crate::sys::info::RELEASE),
         ProcFile::Uptime => {
             let centis = sched::now() / 10_000_000;

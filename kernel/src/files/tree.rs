@@ -14,7 +14,7 @@ use umbra_linux::fs::{
 use umbra_linux::time::Timespec;
 use umbra_linux::{Errno, Stop, uapi};
 
-use super::{Full, Null, Random, Zero, poison, text, tty};
+use super::{DiskFile, Full, Null, Random, Zero, poison, text, tty};
 use crate::file::{Call, Description, File};
 use crate::mm::{FilePages, Object};
 use crate::proc::Paths;
@@ -27,7 +27,13 @@ pub(crate) fn init(archive: &'static [u8], pages: u64) -> Result<(), BootError> 
         pages,
         inodes: 1 << 16,
     };
-    let fs = Fs::from_initrd(archive, limits)?;
+    let mut fs = Fs::from_initrd(archive, limits)?;
+    // A node that cannot be made is a disk that nobody sees.
+    for number in 0..crate::disk::count() as u8 {
+        if let Err(errno) = fs.add_disk(number) {
+            log::error!("disk {number} gets no node: {errno}");
+        }
+    }
     *TREE.lock() = Some(fs);
     Ok(())
 }
@@ -254,6 +260,10 @@ fn device_file(device: Device) -> Result<Arc<dyn File>, Errno> {
         Device::Random | Device::Urandom => Arc::new(Random),
         Device::Tty | Device::Console => tty::console(),
         Device::Kvm => return crate::kvm::open(),
+        Device::Disk(number) => {
+            let drive = crate::disk::drive(number.into()).ok_or(Errno::ENXIO)?;
+            Arc::new(DiskFile::new(drive))
+        }
         Device::Unknown { .. } => return Err(Errno::ENXIO),
     })
 }

@@ -162,6 +162,25 @@ fn fill(table: &mut User, area: &Vma<Object>, addr: Hva, whole: bool) -> Result<
     }
 }
 
+/// Maps `pa`, `bytes` of cleared memory, at `at` if an anonymous area reaches over all of it and
+/// nothing is there yet; otherwise it stays the caller's.
+pub(super) fn place(inner: &mut Inner, at: Hva, pa: Pa, bytes: u64) -> bool {
+    let Ok(area) = inner.areas.fault(at, Prot::READ) else {
+        return false;
+    };
+    let reaches = at
+        .checked_add(bytes)
+        .is_some_and(|end| end <= area.span.end());
+    let prot = area.prot;
+    if !reaches || at < area.span.start() || !matches!(area.backing_at(at), Backing::Anon) {
+        return false;
+    }
+    let table = inner.table();
+    let mut empty = true;
+    table.visit(at, bytes, &TablePages, |_| empty = false);
+    empty && map(table, at, pa, bytes, Attrs::normal(rights(prot))).is_ok()
+}
+
 fn fill_from_file(file: &dyn FilePages, offset: u64, tag: Tag) -> Result<Pa, MmFault> {
     let mut bytes = alloc::vec![0u8; FRAME as usize];
     if !file.read_page(offset, &mut bytes) {

@@ -256,6 +256,15 @@ impl Mm {
         Ok(span)
     }
 
+    /// Makes `bytes` of cleared memory at `pa` the pages at `at`. False: they cannot be, and it is the
+    /// caller's still.
+    pub(crate) fn place(&self, at: Hva, pa: Pa, bytes: u64) -> bool {
+        let mut inner = self.lock();
+        let placed = pages::place(&mut inner, at, pa, bytes);
+        umbra_hw::tlb::publish();
+        placed
+    }
+
     /// munmap.
     pub(crate) fn unmap(&self, addr: Hva, bytes: u64) -> Result<(), Errno> {
         let mut inner = self.lock();

@@ -117,7 +117,8 @@ pub(super) fn flock(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
 }
 
 pub(super) fn fsync(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
-    call.process.description(descriptor(a[0])?).map(|_| 0)
+    let file = call.process.description(descriptor(a[0])?)?;
+    file.file.sync().map(|()| 0)
 }
 
 pub(super) fn ioctl(call: &Call<'_>, a: Args) -> Result<u64, Errno> {

@@ -1,13 +1,17 @@
 //! Memory: mmap and its relatives.
 
+use alloc::vec::Vec;
+
 use umbra_abort::Poison;
-use umbra_arm64::Hva;
+use umbra_arm64::{Hva, Pa};
+use umbra_frames::{MAX_ORDER, Owner};
 use umbra_linux::vma::{Backing, HugeAdvice, PAGE, Placement, Prot, Request, Span, Traits};
 use umbra_linux::{Errno, uapi};
 
 use super::{Args, descriptor};
 use crate::file::Call;
 use crate::mm::{Mm, MmFault, Object};
+use crate::{irq, mem, sched};
 
 pub(super) fn brk(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     Ok(call.process.mm().brk(Hva::new(a[0])).raw())
@@ -41,6 +45,10 @@ pub(super) fn mmap(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
             (object, _) => Backing::Private { object, offset },
         }
     };
+    let giants = match (&backing, huge) {
+        (Backing::Anon, Some(GIANT)) if !prot.is_empty() => Giants::take(len / GIANT)?,
+        _ => Giants::default(),
+    };
     let mm = call.process.mm();
     let request = Request {
         place: Placement::from_linux(Hva::new(addr), flags),
@@ -60,8 +68,10 @@ pub(super) fn mmap(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
         Some(page) if flags & (uapi::MAP_FIXED | uapi::MAP_FIXED_NOREPLACE) == 0 => {
             map_aligned(&mm, request, page)?
         }
+        Some(page) if !addr.is_multiple_of(page) => return Err(Errno::EINVAL),
         _ => mm.map(request)?,
     };
+    giants.place(&mm, span);
     if flags & uapi::MAP_POPULATE != 0 {
         let how = if prot.contains(Prot::WRITE) {
             uapi::MADV_POPULATE_WRITE
@@ -74,10 +84,62 @@ pub(super) fn mmap(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     Ok(span.start().raw())
 }
 
+/// Pages of 1 GiB.
+const GIANT: u64 = 1 << 30;
+
+/// Memory in pieces of 1 GiB that is still nobody's; what is not placed is given back.
+#[derive(Default)]
+struct Giants(Vec<Pa>);
+
+impl Giants {
+    /// Takes and clears so many. `ENOMEM`.
+    fn take(count: u64) -> Result<Self, Errno> {
+        let mut giants = Self::default();
+        if count > mem::free_blocks(MAX_ORDER) {
+            return Err(Errno::ENOMEM);
+        }
+        for _ in 0..count {
+            let pa = mem::allocate_plain(MAX_ORDER, Owner::Anonymous).ok_or(Errno::ENOMEM)?;
+            giants.0.push(pa);
+            // It lasts, so it is done where others can have their turn, and not at a fault.
+            for chunk in (pa.raw()..pa.raw() + GIANT).step_by(umbra_hw::mem::CHUNK as usize) {
+                umbra_hw::mem::clear(Pa::new(chunk), umbra_hw::mem::CHUNK);
+                irq::poll();
+                sched::preempt_point();
+            }
+        }
+        Ok(giants)
+    }
+
+    /// Makes them the pages of `span`, from its start on. Where somebody was there first, what he has
+    /// stays.
+    fn place(mut self, mm: &Mm, span: Span) {
+        let mut at = span.start();
+        while let Some(pa) = self.0.pop() {
+            if !mm.place(at, pa, GIANT) {
+                mem::release(pa);
+            }
+            match at.checked_add(GIANT) {
+                Some(next) => at = next,
+                None => return,
+            }
+        }
+    }
+}
+
+impl Drop for Giants {
+    fn drop(&mut self) {
+        for pa in self.0.drain(..) {
+            mem::release(pa);
+        }
+    }
+}
+
 /// The size of the pages that MAP_HUGETLB asks for. `EINVAL` for one that there is not.
 ///
-/// There is no pool of huge pages, as on a Linux that overcommits them: what is asked for comes on
-/// demand, in the largest blocks there are.
+/// There is no pool that an administrator fills: the pool is what is free. Pages of 2 MiB come on
+/// demand, in the largest blocks there are, as on a Linux that overcommits them. Pages of 1 GiB come
+/// with the call or not at all; what of them is discarded or cut later comes again in smaller ones.
 fn huge_page(flags: u32) -> Result<Option<u64>, Errno> {
     const MAP_HUGE_SHIFT: u32 = 26;
     if flags & uapi::MAP_HUGETLB == 0 {

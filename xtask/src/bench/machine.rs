@@ -240,6 +240,7 @@ fn umbra(
         kernel: parts.kernel.image.clone(),
         initrd: guest::save(parts.ws, &format!("{name}.cpio"), &guest::initrd(&items)?)?,
         append: BootArgs::new(first, rest.to_vec()).render()?,
+        disk: None,
     })
 }
 
@@ -252,6 +253,7 @@ fn kvm(parts: &Parts<'_>, name: &str, mut items: Vec<Item>, command: &[String]) 
         kernel: parts.debian()?.kernel.clone(),
         initrd: guest::save(parts.ws, &format!("{name}.cpio"), &archive)?,
         append: format!("{KVM_WORDS} umbra.storey=L0 umbra.do=run"),
+        disk: None,
     })
 }
 

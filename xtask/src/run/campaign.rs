@@ -41,6 +41,7 @@ pub(crate) fn run(ws: &Workspace, args: &MemoryErrorCampaign) -> Result<ExitCode
         kernel: kernel.image,
         initrd: guest::save(ws, "campaign.cpio", &guest::initrd(&items)?)?,
         append: BootArgs::new("/bin/kvm-probe", words.map(str::to_owned).to_vec()).render()?,
+        disk: None,
     };
     let mut log = Transcript::new(ws, "campaign")?;
     log.used("kvm-probe", &tests.probe)?;

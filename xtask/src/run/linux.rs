@@ -10,7 +10,7 @@ use crate::cli::LinuxArgs;
 use crate::guest::{self, Item};
 use crate::image::Symbols;
 use crate::progress::{note, step};
-use crate::qemu::{Machine, Outcome};
+use crate::qemu::{Disk, Machine, Outcome};
 use crate::setup::{self, Flavour};
 use crate::trace::{About, Request};
 use crate::transcript::Transcript;
@@ -45,13 +45,17 @@ pub(crate) fn run(ws: &Workspace, args: &LinuxArgs) -> Result<ExitCode> {
         Item::from_file("/guest/initrd", &guest.initrd)?,
     ];
     let initrd = guest::save(ws, "linux.cpio", &guest::initrd(&items)?)?;
-    let argv = vmm_command(
+    let mut argv = vmm_command(
         "/guest/Image",
         Some("/guest/initrd"),
         &guest.cmdline,
         args.cpus,
         &args.memory,
     );
+    let disk = Disk::of(args.machine.disk.as_deref())?;
+    if disk.is_some() {
+        argv.extend(["--disk", "/dev/vda"].map(str::to_owned));
+    }
     let mut log = Transcript::new(ws, "linux")?;
     let trace = Request::of(&args.machine, &log);
     let append = BootArgs::new("/init", argv).render()?;
@@ -61,6 +65,7 @@ pub(crate) fn run(ws: &Workspace, args: &LinuxArgs) -> Result<ExitCode> {
         kernel: kernel.image,
         initrd,
         append,
+        disk,
     };
 
     log.used("umbra-init", &programs.init)?;

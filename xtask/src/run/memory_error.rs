@@ -8,7 +8,7 @@ use crate::guest::{self, Item};
 use crate::image::Symbols;
 use crate::memory_error::{self, Inside};
 use crate::progress::{note, step};
-use crate::qemu::Machine;
+use crate::qemu::{Disk, Machine};
 use crate::setup::{self, Flavour};
 use crate::trace::{About, Request};
 use crate::transcript::Transcript;
@@ -46,6 +46,7 @@ pub(crate) fn run(ws: &Workspace, args: &MemoryErrorArgs) -> Result<ExitCode> {
         kernel: kernel.image,
         initrd: guest::save(ws, "memory-error.cpio", &guest::initrd(&items)?)?,
         append: Request::with(trace.as_ref(), &append)?,
+        disk: Disk::of(args.machine.disk.as_deref())?,
     };
     log.used("umbra-vmm", &programs.vmm)?;
     log.used(&format!("guest kernel ({})", debian.label), &debian.kernel)?;

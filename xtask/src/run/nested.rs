@@ -8,7 +8,7 @@ use crate::guest::{self, Item};
 use crate::image::Symbols;
 use crate::nested::{self, Storeys};
 use crate::progress::{note, step};
-use crate::qemu::Machine;
+use crate::qemu::{Disk, Machine};
 use crate::setup::{self, Flavour};
 use crate::statistics;
 use crate::trace::{About, Request};
@@ -47,6 +47,7 @@ pub(crate) fn run(ws: &Workspace, args: &NestedArgs) -> Result<ExitCode> {
         kernel: kernel.image,
         initrd: guest::save(ws, "nested.cpio", &guest::initrd(&items)?)?,
         append: Request::with(trace.as_ref(), &append)?,
+        disk: Disk::of(args.machine.disk.as_deref())?,
     };
     log.used("umbra-vmm", &programs.vmm)?;
     log.used(

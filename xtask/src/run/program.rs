@@ -12,7 +12,7 @@ use crate::cli::ProgramArgs;
 use crate::guest::{self, Item};
 use crate::image::Symbols;
 use crate::progress::{note, step};
-use crate::qemu::Machine;
+use crate::qemu::{Disk, Machine};
 use crate::setup;
 use crate::trace::{About, Request};
 use crate::transcript::Transcript;
@@ -89,6 +89,7 @@ pub(crate) fn machine(
         kernel: image,
         initrd,
         append,
+        disk: Disk::of(args.machine.disk.as_deref())?,
     })
 }
 

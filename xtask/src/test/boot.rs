@@ -2,6 +2,7 @@
 //! case came out.
 
 use super::cases::{Case, Guests, HELLO, Work};
+use super::disk;
 use super::firmware;
 use super::judge::{Part, Passed, judge, parts};
 use super::network;
@@ -100,6 +101,12 @@ impl Bench<'_> {
         if let Work::Terminal(how) = first.work {
             let start = Instant::now();
             let result = terminal::run(self.ws, self.own_qemu, how, first.limit)?;
+            tally.result(&first.name, start.elapsed().as_secs_f64(), result);
+            return Ok(());
+        }
+        if let Work::Disk(flavour) = first.work {
+            let start = Instant::now();
+            let result = disk::run(self, first, flavour)?;
             tally.result(&first.name, start.elapsed().as_secs_f64(), result);
             return Ok(());
         }
@@ -235,7 +242,7 @@ impl Bench<'_> {
                 let judged = judge(&cases[0], &ended(&outcome.console));
                 Ok(vec![judged.and_then(|passed| same.map(|()| passed))])
             }
-            Work::Oracle(_) | Work::Terminal(_) | Work::ReferenceSuites(_) => {
+            Work::Oracle(_) | Work::Terminal(_) | Work::Disk(_) | Work::ReferenceSuites(_) => {
                 Ok(vec![judge(&cases[0], &ended(&outcome.console))])
             }
             Work::MemoryError => {
@@ -288,6 +295,7 @@ impl Bench<'_> {
             | Work::Linux(_)
             | Work::Network(_)
             | Work::Terminal(_)
+            | Work::Disk(_)
             | Work::MemoryError
             | Work::Nested(..) => {}
         }
@@ -329,6 +337,7 @@ impl Bench<'_> {
             kernel: kernel.image.clone(),
             initrd,
             append,
+            disk: None,
         })
     }
 
@@ -392,6 +401,7 @@ impl Bench<'_> {
             Work::First(..)
             | Work::Oracle(_)
             | Work::Terminal(_)
+            | Work::Disk(_)
             | Work::Reference(_)
             | Work::ReferenceSuites(_) => {
                 bail!("{} boots by itself", case.name)
@@ -407,6 +417,7 @@ impl Bench<'_> {
             kernel: kernel.clone(),
             initrd: guest::save(self.ws, "empty.cpio", &guest::initrd(&[])?)?,
             append: format!("seed=1 tables={tables}"),
+            disk: None,
         })
     }
 
@@ -514,6 +525,7 @@ impl Bench<'_> {
             kernel: host.kernel,
             initrd,
             append,
+            disk: None,
         })
     }
 }

@@ -104,6 +104,8 @@ pub(crate) enum Work {
     First(File, Vec<&'static str>, &'static str),
     /// Debian guests on umbra-vmm on umbra.
     Linux(Guests),
+    /// A disk, by a Debian guest on one machine and programs on the next.
+    Disk(Flavour),
     /// Two Debian guests of one umbra-vmm, by a file of settings, on a switch.
     Network(Flavour),
     /// Debian guest hypervisors at virtual EL2, each with a guest of its own.
@@ -204,7 +206,7 @@ impl Case {
         match self.work {
             Work::Program(..) | Work::First(..) | Work::Payload(..) | Work::Oracle(_) => vec![],
             Work::Linux(guests) => vec![guests.flavour],
-            Work::Network(flavour) => vec![flavour],
+            Work::Network(flavour) | Work::Disk(flavour) => vec![flavour],
             Work::Nested(storeys) => vec![storeys.l1, storeys.l2],
             Work::Reference(guest) => vec![Flavour::Newest, guest],
             Work::MemoryError | Work::Terminal(_) | Work::ReferenceSuites(_) => {
@@ -236,6 +238,7 @@ impl Case {
             Work::First(..)
             | Work::Linux(_)
             | Work::Network(_)
+            | Work::Disk(_)
             | Work::Nested(..)
             | Work::MemoryError
             | Work::Oracle(_)
@@ -321,6 +324,10 @@ fn fixed(nonce: &str) -> Vec<Case> {
     let three = |flavour: Flavour| Guests {
         side_by_side: 3,
         ..Guests::usual(flavour, 1)
+    };
+    let giant = Guests {
+        memory: "1G,hugepages=1G",
+        ..Guests::usual(Flavour::Newest, 2)
     };
     // Only the smallest of the kernels leaves room for anything.
     let small = Guests {
@@ -443,7 +450,10 @@ fn fixed(nonce: &str) -> Vec<Case> {
         sized("linux/64M", small, r"[1-5]\d"),
         sized("linux/2G", large(Flavour::Newest), r"(19|20)\d\d"),
         sized("linux/three", three(Flavour::V6_12), r"4\d\d"),
+        sized("linux/1G-page", giant, r"9\d\d")
+            .full_only("kvm/huge asks the same of a small guest"),
         network("linux/two-on-a-switch", Flavour::V6_12),
+        Case::new("linux/disk", 2, Work::Disk(Flavour::V6_12), 120, &[]),
         network("linux/two-on-a-switch-16k", Flavour::Pages16k).full_only(SIZED),
         sized("linux/8-vcpus-on-2-16k", eight(Flavour::Pages16k), r"4\d\d").full_only(SIZED),
         sized("linux/2G-16k", large(Flavour::Pages16k), r"(19|20)\d\d").full_only(SIZED),
@@ -544,6 +554,7 @@ const PROBES: &[&str] = &[
     "system/",
     "vcpus/",
     "slots/",
+    "huge/",
     "dirty/",
     "mmio/",
     "run/",
@@ -630,7 +641,8 @@ mod tests {
         {
             assert!(name.contains('/'), "{name}");
             assert!(
-                !expect.is_empty() || matches!(work, Work::First(..) | Work::Terminal(_)),
+                !expect.is_empty()
+                    || matches!(work, Work::First(..) | Work::Terminal(_) | Work::Disk(_)),
                 "{name} expects nothing"
             );
             for pattern in expect {

@@ -3,6 +3,7 @@
 
 mod boot;
 mod cases;
+mod disk;
 mod firmware;
 mod host;
 mod judge;

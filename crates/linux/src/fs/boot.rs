@@ -171,6 +171,25 @@ impl Fs {
         self.add_special("/proc/", "self/exe", Node::ProcExe, 0o777)
     }
 
+    /// Adds /dev/vda, or the node of a further disk: `number` is from 0, and at most 25. `EEXIST`: the
+    /// initrd has something by that name.
+    pub fn add_disk(&mut self, number: u8) -> Result<(), Errno> {
+        let letter = b'a'.checked_add(number).filter(u8::is_ascii_lowercase);
+        let path = [
+            b'd',
+            b'e',
+            b'v',
+            b'/',
+            b'v',
+            b'd',
+            letter.ok_or(Errno::EINVAL)?,
+        ];
+        self.make_parents(&path)?;
+        let caller = self.booting();
+        self.make_device(&caller, &path, Device::Disk(number), 0o660)
+            .map(drop)
+    }
+
     fn add_special(&mut self, dir: &str, name: &str, node: Node, mode: u32) -> Result<(), Errno> {
         let path = [dir.as_bytes(), name.as_bytes()].concat();
         let found = self.walk(&self.booting(), &path, super::path::Last::Keep)?;

@@ -1,8 +1,9 @@
 //! Files that are not kept here: devices, generated text, and controls.
 
 use crate::einj::EinjFile;
+use crate::uapi;
 
-/// A character device, by its Linux number (Documentation/admin-guide/devices.txt).
+/// A device, by its Linux number (Documentation/admin-guide/devices.txt).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Device {
     /// /dev/null: takes everything, gives nothing.
@@ -21,6 +22,8 @@ pub enum Device {
     Console,
     /// /dev/kvm.
     Kvm,
+    /// /dev/vda and its neighbours: a disk of the machine, from 0. A block device.
+    Disk(u8),
     /// A node that the initrd has and umbra does not know; opening it is `ENXIO`.
     Unknown {
         /// Major number.
@@ -29,6 +32,11 @@ pub enum Device {
         minor: u32,
     },
 }
+
+/// Major number of disks: the first that Linux gives out for block devices (virtblk usually has it).
+const DISK_MAJOR: u32 = 254;
+/// Minor numbers of a disk: itself and partitions, of which there are none here.
+const DISK_MINORS: u32 = 16;
 
 /// Name in /dev, device, major, minor, permissions.
 pub(super) const DEVICES: &[(&str, Device, u32, u32, u32)] = &[
@@ -49,10 +57,19 @@ impl Device {
         known.map_or(Self::Unknown { major, minor }, |d| d.1)
     }
 
+    /// Its kind of node.
+    pub(super) const fn kind(self) -> u32 {
+        match self {
+            Self::Disk(_) => uapi::S_IFBLK,
+            _ => uapi::S_IFCHR,
+        }
+    }
+
     /// Major and minor number.
     pub fn numbers(self) -> (u32, u32) {
         match self {
             Self::Unknown { major, minor } => (major, minor),
+            Self::Disk(number) => (DISK_MAJOR, u32::from(number) * DISK_MINORS),
             known => DEVICES
                 .iter()
                 .find(|d| d.1 == known)
@@ -65,6 +82,24 @@ impl Device {
         let (major, minor) = self.numbers();
         u64::from(minor & 0xff) | u64::from(major & 0xfff) << 8 | u64::from(minor & 0xf_ff00) << 12
     }
+}
+
+/// Of which huge pages a file of /sys/kernel/mm/hugepages tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HugeSize {
+    /// 2 MiB.
+    Block,
+    /// 1 GiB.
+    Giant,
+}
+
+/// What a file of /sys/kernel/mm/hugepages counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HugeCount {
+    /// nr_hugepages, free_hugepages: the pool is what is free.
+    Free,
+    /// resv_hugepages, surplus_hugepages, nr_overcommit_hugepages: none.
+    None,
 }
 
 /// A file of /proc or /sys, which the kernel serves.
@@ -84,6 +119,8 @@ pub enum ProcFile {
     SelfMaps,
     /// /proc/self/pagemap.
     PageMap,
+    /// /sys/kernel/mm/hugepages/hugepages-….
+    HugePages(HugeSize, HugeCount),
     /// /proc/self/fail-nth: which allocation of the kernel is to fail. Linux has it a task, here it
     /// is one for the machine.
     FailNth,
@@ -123,6 +160,56 @@ pub(super) const PROC_FILES: &[(&str, ProcFile, u32)] = &[
     ("proc/self/maps", ProcFile::SelfMaps, 0o444),
     ("proc/self/pagemap", ProcFile::PageMap, 0o400),
     ("proc/self/fail-nth", ProcFile::FailNth, 0o644),
+    (
+        "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+        ProcFile::HugePages(HugeSize::Block, HugeCount::Free),
+        0o444,
+    ),
+    (
+        "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages",
+        ProcFile::HugePages(HugeSize::Block, HugeCount::Free),
+        0o444,
+    ),
+    (
+        "sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages",
+        ProcFile::HugePages(HugeSize::Block, HugeCount::None),
+        0o444,
+    ),
+    (
+        "sys/kernel/mm/hugepages/hugepages-2048kB/surplus_hugepages",
+        ProcFile::HugePages(HugeSize::Block, HugeCount::None),
+        0o444,
+    ),
+    (
+        "sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages",
+        ProcFile::HugePages(HugeSize::Block, HugeCount::None),
+        0o444,
+    ),
+    (
+        "sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages",
+        ProcFile::HugePages(HugeSize::Giant, HugeCount::Free),
+        0o444,
+    ),
+    (
+        "sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages",
+        ProcFile::HugePages(HugeSize::Giant, HugeCount::Free),
+        0o444,
+    ),
+    (
+        "sys/kernel/mm/hugepages/hugepages-1048576kB/resv_hugepages",
+        ProcFile::HugePages(HugeSize::Giant, HugeCount::None),
+        0o444,
+    ),
+    (
+        "sys/kernel/mm/hugepages/hugepages-1048576kB/surplus_hugepages",
+        ProcFile::HugePages(HugeSize::Giant, HugeCount::None),
+        0o444,
+    ),
+    (
+        "sys/kernel/mm/hugepages/hugepages-1048576kB/nr_overcommit_hugepages",
+        ProcFile::HugePages(HugeSize::Giant, HugeCount::None),
+        0o444,
+    ),
     ("sys/firmware/acpi/tables/EINJ", ProcFile::EinjTable, 0o400),
     (
         "sys/kernel/debug/apei/einj/available_error_type",
@@ -202,6 +289,14 @@ mod tests {
         }
         let other = Device::from_numbers(4, 64);
         assert_eq!(other.numbers(), (4, 64));
+    }
+
+    #[test]
+    fn disks_are_block_devices() {
+        assert_eq!(Device::Disk(0).numbers(), (254, 0));
+        assert_eq!(Device::Disk(2).numbers(), (254, 32));
+        assert_eq!(Device::Disk(0).kind(), uapi::S_IFBLK);
+        assert_eq!(Device::Null.kind(), uapi::S_IFCHR);
     }
 
     #[test]

@@ -30,7 +30,7 @@ mod tests;
 
 pub use boot::BootError;
 pub use content::{Chunk, MAX_FILE};
-pub use device::{Device, ProcFile};
+pub use device::{Device, HugeCount, HugeSize, ProcFile};
 pub use dir::NAME_MAX;
 pub use open::{OpenFile, OpenFlags, Opened};
 pub use path::{MAX_SYMLINKS, PATH_MAX};
@@ -307,7 +307,7 @@ impl Inode {
             Node::File(_) | Node::Proc(_) => uapi::S_IFREG,
             Node::Dir(_) => uapi::S_IFDIR,
             Node::Symlink(_) | Node::ProcExe => uapi::S_IFLNK,
-            Node::Device(_) => uapi::S_IFCHR,
+            Node::Device(device) => device.kind(),
             Node::Socket => uapi::S_IFSOCK,
         }
     }

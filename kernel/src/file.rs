@@ -97,6 +97,11 @@ pub(crate) trait File: core::any::Any + Send + Sync {
         Ok(())
     }
 
+    /// Whether shared mappings of it are its own pages.
+    fn is_memory(&self) -> bool {
+        false
+    }
+
     /// fstat of a file that is not in the tree.
     fn stat(&self) -> Stat {
         // An anonymous inode: no kind, readable and writable by its owner.

@@ -155,6 +155,11 @@ pub(crate) fn free_blocks(order: u8) -> u64 {
     with(|frames| frames.free_blocks(order, Pool::Plain))
 }
 
+/// Adds a reference to a block.
+pub(crate) fn hold(pa: Pa) {
+    with(|frames| frames.hold(pa));
+}
+
 /// Drops a reference to a block.
 pub(crate) fn release(pa: Pa) -> Released {
     with(|frames| frames.release(pa))

@@ -509,6 +509,18 @@ impl Region {
         Self::map(None, bytes, 0, flags)
     }
 
+    /// Makes a file in memory of `bytes` zeros (memfd_create) and maps it twice, shared: two views of the
+    /// same pages. The file itself is closed.
+    pub fn twice(bytes: usize) -> std::result::Result<(Self, Self), i32> {
+        // SAFETY: the name is a string that ends with NUL.
+        let fd = answer(unsafe { libc::memfd_create(c"twice".as_ptr(), libc::MFD_CLOEXEC) })?;
+        let file = File::from(owned(fd));
+        let set = file.set_len(bytes as u64);
+        set.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))?;
+        let file = OwnedFd::from(file);
+        Ok((Self::of_file(&file, bytes)?, Self::of_file(&file, bytes)?))
+    }
+
     /// Maps the first `bytes` of a file, shared.
     pub fn of_file(fd: &OwnedFd, bytes: usize) -> std::result::Result<Self, i32> {
         Self::map(Some(fd.as_raw_fd()), bytes, 0, 0)

@@ -265,6 +265,7 @@ impl Machine {
                 stop(&mut child)?;
                 break End::TimedOut(String::new());
             }
+            whole_lines();
             std::thread::sleep(Duration::from_millis(50));
         };
         let seconds = start.elapsed().as_secs_f64();
@@ -276,6 +277,22 @@ impl Machine {
             console,
             seconds,
         })
+    }
+}
+
+/// Lets the terminal leave lines as the machine ends them, once QEMU has it: QEMU asks for a CR before
+/// each line feed, and the machine's console has sent one. QEMU gives the terminal back as it found it.
+fn whole_lines() {
+    use rustix::termios::{LocalModes, OptionalActions, OutputModes, tcgetattr, tcsetattr};
+    let stdin = std::io::stdin();
+    let Ok(mut modes) = tcgetattr(&stdin) else {
+        return;
+    };
+    let is_qemus = !modes.local_modes.contains(LocalModes::ICANON);
+    if is_qemus && modes.output_modes.contains(OutputModes::OPOST) {
+        modes.output_modes.remove(OutputModes::OPOST);
+        // A terminal that is gone needs no lines.
+        let _ = tcsetattr(&stdin, OptionalActions::Now, &modes);
     }
 }
 

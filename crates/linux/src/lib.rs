@@ -34,6 +34,7 @@ pub mod events;
 pub mod fd;
 pub mod fs;
 pub mod futex;
+pub mod memfd;
 pub mod outcome;
 pub mod pipe;
 pub mod signal;

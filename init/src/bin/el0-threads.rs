@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,13 +21,14 @@ const ROUNDS: u64 = 2000;
 type Part = fn() -> Result<(), String>;
 
 fn main() -> ExitCode {
-    let parts: [(&str, Part); 8] = [
+    let parts: [(&str, Part); 9] = [
         ("mutex and atomics", counters),
         ("condition variable", ring),
         ("channel", channel),
         ("barrier", barrier),
         ("sleep", sleep),
         ("memory", memory),
+        ("memory files", memory_files),
         ("sockets", sockets),
         ("an idle CPU", apart),
     ];
@@ -61,6 +63,54 @@ where
             .map(|t| t.join().map_err(|_| "a thread panicked".to_string()))
             .collect()
     })
+}
+
+/// A file in memory (memfd_create): sizes, holes, seals, and what each refuses.
+fn memory_files() -> Result<(), String> {
+    use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals};
+    let made = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
+    let file = std::fs::File::from(made.map_err(|e| format!("memfd_create: {e}"))?);
+    let io = |what: &str, e: std::io::Error| format!("{what}: {e}");
+    let len = || file.metadata().map(|m| m.len()).map_err(|e| io("fstat", e));
+    // Over the end of a page, beyond what was written before.
+    let text: Vec<u8> = (0..9000u32).map(|n| (n % 251) as u8).collect();
+    file.write_all_at(&text, 5000)
+        .map_err(|e| io("pwrite", e))?;
+    expect("the length", len()?, 14000)?;
+    let mut all = vec![1; 14000];
+    file.read_exact_at(&mut all, 0)
+        .map_err(|e| io("pread", e))?;
+    if all[..5000].iter().any(|b| *b != 0) || all[5000..] != text {
+        return Err("what was written is not what is read".into());
+    }
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(&file, hole, 6000, 6000).map_err(|e| format!("fallocate: {e}"))?;
+    file.set_len(13000).map_err(|e| io("ftruncate", e))?;
+    file.set_len(20000).map_err(|e| io("ftruncate", e))?;
+    let mut all = vec![1; 20000];
+    file.read_exact_at(&mut all, 0)
+        .map_err(|e| io("pread", e))?;
+    let wanted = |at: usize| match at {
+        5000..6000 | 12000..13000 => text[at - 5000],
+        _ => 0,
+    };
+    if let Some(at) = (0..all.len()).find(|&at| all[at] != wanted(at)) {
+        return Err(format!("byte {at} is {} after hole and cut", all[at]));
+    }
+    let seals = SealFlags::SHRINK | SealFlags::GROW;
+    fcntl_add_seals(&file, seals).map_err(|e| format!("F_ADD_SEALS: {e}"))?;
+    for (what, done) in [
+        ("a shorter file", file.set_len(1)),
+        ("a longer file", file.set_len(1 << 20)),
+        ("bytes at the end", file.write_all_at(b"xy", 19999)),
+    ] {
+        let kind = done.err().map(|e| e.kind());
+        if kind != Some(ErrorKind::PermissionDenied) {
+            return Err(format!("{what}, sealed against it: {kind:?}"));
+        }
+    }
+    file.write_all_at(b"x", 19999)
+        .map_err(|e| io("the last byte", e))
 }
 
 /// A sum under a lock and one by atomic additions: neither loses any.

@@ -10,6 +10,6 @@ mod pages;
 mod space;
 mod user;
 
-pub(crate) use object::{FilePages, Object, SharedPages};
+pub(crate) use object::{FilePages, Object, SharedPages, read_page, write_page};
 pub(crate) use space::{Breakage, Mm, MmFault, Notifier, PageView, Present};
 pub(crate) use user::Failed;

@@ -6,14 +6,51 @@ use core::sync::atomic::Ordering;
 
 use umbra_arm64::Pa;
 use umbra_frames::{FRAME, Owner};
+use umbra_linux::Errno;
 
+use super::MmFault;
 use crate::mem;
 
-/// The bytes of a file, for private mappings.
+/// The bytes of a file, for mappings.
 pub(crate) trait FilePages: Send + Sync {
     /// Fills `page` with the file's bytes from `offset` on; zeroes beyond the end. Returns false
     /// where the whole page lies beyond the end (SIGBUS).
     fn read_page(&self, offset: u64, page: &mut [u8]) -> bool;
+
+    /// The page at `offset` itself, for shared mappings: a page of table memory that the file holds.
+    fn shared_page(&self, _offset: u64) -> Result<Pa, MmFault> {
+        Err(MmFault::BeyondFile)
+    }
+
+    /// Whether a shared mapping may be written; from then on it may be any time. `ENODEV`: the file's
+    /// bytes are not kept in pages that could be mapped.
+    fn share_for_writing(&self) -> Result<(), Errno> {
+        Err(Errno::ENODEV)
+    }
+}
+
+/// Reads bytes of a page of table memory. Who has it mapped may change them meanwhile.
+pub(crate) fn read_page(page: Pa, offset: usize, out: &mut [u8]) {
+    let words = umbra_hw::mem::table(page);
+    for (at, byte) in (offset..).zip(out) {
+        *byte = words[at / 8].load(Ordering::Relaxed).to_le_bytes()[at % 8];
+    }
+}
+
+/// Writes bytes into a page of table memory. Only those named change, unless somebody who has it mapped
+/// writes into the same eight at the same time.
+pub(crate) fn write_page(page: Pa, offset: usize, bytes: &[u8]) {
+    let words = umbra_hw::mem::table(page);
+    let mut done = 0;
+    while done < bytes.len() {
+        let at = offset + done;
+        let in_word = at % 8;
+        let count = (8 - in_word).min(bytes.len() - done);
+        let mut value = words[at / 8].load(Ordering::Relaxed).to_le_bytes();
+        value[in_word..in_word + count].copy_from_slice(&bytes[done..done + count]);
+        words[at / 8].store(u64::from_le_bytes(value), Ordering::Relaxed);
+        done += count;
+    }
 }
 
 /// What an area maps.

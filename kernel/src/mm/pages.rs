@@ -143,23 +143,31 @@ fn fill(table: &mut User, area: &Vma<Object>, addr: Hva, whole: bool) -> Result<
         | Backing::Private {
             object: Object::Shared(pages),
             offset,
-        } => {
-            let pa = pages.page(offset).ok_or(MmFault::BeyondFile)?;
-            let rights = rights(area.prot);
-            map(table, page, pa, FRAME, Attrs::normal(rights)).map_err(|_| MmFault::NoMemory)?;
-            Ok(PageView {
-                start: page,
-                pa,
-                bytes: FRAME,
-                writable: rights.write,
-                fresh: false,
-            })
-        }
+        } => share(table, page, pages.page(offset), area.prot),
         Backing::Shared {
-            object: Object::File(_),
-            ..
-        } => Err(MmFault::BeyondFile),
+            object: Object::File(file),
+            offset,
+        } => share(table, page, Some(file.shared_page(offset)?), area.prot),
     }
+}
+
+/// Maps a page that others have too. The entry holds it: it lasts until nothing maps it any more,
+/// whatever becomes of the object that it is from.
+fn share(table: &mut User, at: Hva, pa: Option<Pa>, prot: Prot) -> Result<PageView, MmFault> {
+    let pa = pa.ok_or(MmFault::BeyondFile)?;
+    let rights = rights(prot);
+    mem::hold(pa);
+    if map(table, at, pa, FRAME, Attrs::normal(rights)).is_err() {
+        mem::release(pa);
+        return Err(MmFault::NoMemory);
+    }
+    Ok(PageView {
+        start: at,
+        pa,
+        bytes: FRAME,
+        writable: rights.write,
+        fresh: false,
+    })
 }
 
 /// Maps `pa`, `bytes` of cleared memory, at `at` if an anonymous area reaches over all of it and
@@ -347,9 +355,9 @@ fn unmap(table: &mut User, span: Span) -> bool {
     }
 }
 
-/// Gives a leaf's frames back, if they are the process's own.
+/// Gives a leaf's frames back, or what it holds of those that others have too.
 pub(super) fn release(pa: Pa, bytes: u64) {
-    if mem::owner(pa) != Some(Owner::Anonymous) {
+    if !matches!(mem::owner(pa), Some(Owner::Anonymous | Owner::Shared)) {
         return;
     }
     match mem::block(pa) {

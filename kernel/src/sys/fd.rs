@@ -4,7 +4,8 @@ use umbra_linux::{Errno, uapi};
 
 use super::{Args, descriptor, int, user};
 use crate::file::{Call, Description};
-use crate::files::PipeEnd;
+
+use crate::files::{MemoryFile, PipeEnd};
 
 // include/uapi/asm-generic/fcntl.h, include/uapi/linux/fcntl.h
 const F_DUPFD: u64 = 0;
@@ -15,6 +16,8 @@ const F_SETFL: u64 = 4;
 const F_GETLK: u64 = 5;
 const F_SETLK: u64 = 6;
 const F_SETLKW: u64 = 7;
+const F_ADD_SEALS: u64 = 1033;
+const F_GET_SEALS: u64 = 1034;
 const F_DUPFD_CLOEXEC: u64 = 1030;
 const FD_CLOEXEC: u64 = 1;
 // include/uapi/asm-generic/ioctls.h
@@ -99,6 +102,14 @@ pub(super) fn fcntl(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
         F_SETFL => {
             file.set_flags(a[2] as u32);
             Ok(0)
+        }
+        F_GET_SEALS | F_ADD_SEALS => {
+            let memory = file.downcast::<MemoryFile>().ok_or(Errno::EINVAL)?;
+            if a[1] == F_ADD_SEALS {
+                memory.add_seals(a[2] as u32)?;
+                return Ok(0);
+            }
+            Ok(memory.seals().into())
         }
         // Record locks are granted: the files are the machine's own and shared by design.
         F_SETLK | F_SETLKW => Ok(0),

@@ -5,11 +5,13 @@ use alloc::vec::Vec;
 use umbra_abort::Poison;
 use umbra_arm64::{Hva, Pa};
 use umbra_frames::{MAX_ORDER, Owner};
+use umbra_linux::memfd::{self, Seals};
 use umbra_linux::vma::{Backing, HugeAdvice, PAGE, Placement, Prot, Request, Span, Traits};
 use umbra_linux::{Errno, uapi};
 
 use super::{Args, descriptor};
-use crate::file::Call;
+use crate::file::{Call, Description};
+use crate::files::MemoryFile;
 use crate::mm::{Mm, MmFault, Object};
 use crate::{irq, mem, sched};
 
@@ -40,6 +42,15 @@ pub(super) fn mmap(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
         }
         match (file.file.mmap(offset, len)?, shared) {
             (object @ Object::Shared(_), true) => Backing::Shared { object, offset },
+            (Object::File(pages), true) if file.file.is_memory() => {
+                // Rights may be asked for later (mprotect).
+                pages.share_for_writing().or_else(|errno| {
+                    let asked = prot.contains(Prot::WRITE);
+                    if asked { Err(errno) } else { Ok(()) }
+                })?;
+                let object = Object::File(pages);
+                Backing::Shared { object, offset }
+            }
             // Writes to a shared file mapping would have to reach the file.
             (Object::File(_), true) if prot.contains(Prot::WRITE) => return Err(Errno::ENODEV),
             (object, _) => Backing::Private { object, offset },
@@ -171,6 +182,23 @@ fn map_aligned(mm: &Mm, request: Request<Object>, page: u64) -> Result<Span, Err
         mm.unmap(end, tail)?;
     }
     Span::new(start, len).ok_or(Errno::ENOMEM)
+}
+
+/// memfd_create. The name is for people who look at /proc, of which there is none here.
+pub(super) fn memfd_create(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
+    let flags = a[1] as u32;
+    let seals = Seals::new(flags)?;
+    let name = call
+        .process
+        .mm()
+        .read_string(Hva::new(a[0]), memfd::NAME_MAX);
+    name.map_err(|errno| match errno {
+        Errno::E2BIG => Errno::EINVAL,
+        other => other,
+    })?;
+    let file = Description::new(MemoryFile::new(seals), uapi::O_RDWR);
+    let cloexec = flags & memfd::MFD_CLOEXEC != 0;
+    Ok(call.process.install_description(file, cloexec)?.into())
 }
 
 pub(super) fn munmap(call: &Call<'_>, a: Args) -> Result<u64, Errno> {

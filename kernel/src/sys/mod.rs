@@ -205,6 +205,7 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         242 => socket::accept4(call, a),
         276 => path::renameat2(call, a),
         278 => info::getrandom(call, a),
+        279 => memory::memfd_create(call, a),
         291 => path::statx(call, a),
         436 => fd::close_range(call, a),
         439 => path::faccessat(call, a),

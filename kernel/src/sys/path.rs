@@ -1,5 +1,6 @@
 //! Calls that take a path, and those on files of the tree.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use umbra_arm64::Hva;
@@ -10,6 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Args, descriptor, int, user};
 use crate::file::{Call, Description};
+use crate::files::MemoryFile;
 use crate::files::tree::{self, TreeFile};
 
 /// The directory that relative paths of an "at" call start from, and who asks. Held as long as this
@@ -276,6 +278,13 @@ fn writable(call: &Call<'_>, fd: u64) -> Result<InodeId, Errno> {
     }
 }
 
+/// The memory file behind a descriptor, if it is one.
+fn memory(call: &Call<'_>, fd: u64) -> Result<Option<Arc<MemoryFile>>, Errno> {
+    let file = call.process.description(descriptor(fd)?)?;
+    let file: Arc<dyn core::any::Any + Send + Sync> = file.file.clone();
+    Ok(file.downcast::<MemoryFile>().ok())
+}
+
 fn length(arg: u64) -> Result<u64, Errno> {
     if arg > i64::MAX as u64 {
         return Err(Errno::EINVAL);
@@ -293,12 +302,20 @@ pub(super) fn truncate(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
 }
 
 pub(super) fn ftruncate(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
+    if let Some(memory) = memory(call, a[0])?.as_deref() {
+        memory.resize(length(a[1])?)?;
+        return Ok(0);
+    }
     let (id, length) = (writable(call, a[0])?, length(a[1])?);
     tree::with(|fs| fs.truncate(id, length))?;
     Ok(0)
 }
 
 pub(super) fn fallocate(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
+    if let Some(memory) = memory(call, a[0])?.as_deref() {
+        memory.allocate(a[1] as u32, length(a[2])?, length(a[3])?)?;
+        return Ok(0);
+    }
     let id = writable(call, a[0]).map_err(|_| Errno::EBADF)?;
     let (offset, len) = (length(a[2])?, length(a[3])?);
     tree::with(|fs| fs.allocate(id, a[1] as u32, offset, len))?;

@@ -457,6 +457,44 @@ pub(super) fn most(_: &Env) -> Outcome {
     Ok(())
 }
 
+/// A guest's memory in a file that is mapped elsewhere too: guest and both views see the same words, and
+/// what one view gives back the other keeps.
+pub(super) fn shared_file(_: &Env) -> Outcome {
+    let machine = Machine::new()?;
+    let (memory, other) = granted(Region::twice(MIB), "a file in memory, mapped twice")?;
+    granted(machine.add(&memory, AT, 0), "a slot")?;
+    let mut asm = Asm::new();
+    let top = asm.here();
+    asm.ldr(0, 1)
+        .report(0)
+        .add(0, 0, 1)
+        .str(0, 2)
+        .report(0)
+        .back(top);
+    let vcpu = machine.vcpu_with(0, &asm)?;
+    for (n, at) in (0..MIB).step_by(0x8000).enumerate() {
+        other.set_u64(at, 70 + n as u64);
+        vcpu.set(abi::x(1), AT + at as u64)?;
+        vcpu.set(abi::x(2), AT + at as u64 + 8)?;
+        same(vcpu.report()?, 70 + n as u64, "what the guest reads")?;
+        same(vcpu.report()?, 71 + n as u64, "what it writes")?;
+        same(other.u64(at + 8), 71 + n as u64, "the other view")?;
+        same(memory.u64(at + 8), 71 + n as u64, "the slot's view")?;
+    }
+    // The slot's view drops its page: the file has it still.
+    granted(memory.discard(0, 0x1000), "madvise")?;
+    same(other.u64(8), 71, "the other view after madvise")?;
+    vcpu.set(abi::x(1), AT + 8)?;
+    same(vcpu.report()?, 71, "the guest after madvise")?;
+    same(vcpu.report()?, 72, "the guest's own write")?;
+    drop(memory);
+    same(
+        other.u64(MIB - 0x8000),
+        70 + 31,
+        "the other view in the end",
+    )
+}
+
 pub(super) fn region2(_: &Env) -> Outcome {
     let machine = Machine::new()?;
     let memory = region(MIB)?;

@@ -131,7 +131,8 @@ fn converse(talk: &mut Dialogue, how: Leave, xtask: Pid) -> Result<()> {
             talk.expect("leave it with: poweroff -f")?;
             talk.expect("~ # ")?;
             talk.enter("echo six$((6*7))\r")?;
-            talk.expect("\nsix42\r")?;
+            // A line ends with one CR, however many terminals it went through.
+            talk.expect("\nsix42\r\n")?;
             // The shell reads keys one by one and gives the terminal its lines back for a command.
             talk.enter("echo begin; cat\r")?;
             talk.expect("\nbegin\r")?;

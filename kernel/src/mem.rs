@@ -215,6 +215,11 @@ pub(crate) fn allocate_for(order: u8, tag: Tag) -> Option<Pa> {
     Some(pa)
 }
 
+/// What was taken for nobody in particular is now the memory of the process with this tag.
+pub(crate) fn give_to(pa: Pa, tag: Tag) {
+    with(|frames| frames.label(pa, label_of(tag)));
+}
+
 /// A root that was replaced: no sweep frees it.
 pub(crate) fn unlabel(pa: Pa) {
     with(|frames| frames.label(pa, 0));

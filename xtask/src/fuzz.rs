@@ -275,6 +275,7 @@ fn noise(ws: &Workspace, args: &FuzzArgs) -> Result<bool> {
         kernel: kernel.image,
         initrd: guest::save(ws, "fuzz.cpio", &guest::initrd(&items)?)?,
         append: BootArgs::new("/bin/kvm-probe", words.map(str::to_owned).to_vec()).render()?,
+        disk: None,
     };
     let mut log = Transcript::new(ws, "fuzz-noise")?;
     log.used("kvm-probe", &tests.probe)?;

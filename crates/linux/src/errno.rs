@@ -69,6 +69,7 @@ errors! {
     EADDRINUSE "address already in use",
     EISCONN "socket is already connected",
     ENOTCONN "socket is not connected",
+    ETOOMANYREFS "too many references: cannot splice",
     ECONNREFUSED "connection refused",
     ETIMEDOUT "connection timed out",
     ECANCELED "operation canceled",

@@ -1,5 +1,8 @@
 //! Sockets of AF_UNIX, SOCK_STREAM: a connection is two pipes, and a listener a bounded line of them.
 //!
+//! Beside bytes go *parcels* (SCM_RIGHTS: open files). A parcel lies at the byte that it was sent with; a
+//! read takes at most one, the one at its first byte, and ends before the next.
+//!
 //! What always holds: what one side writes the other reads, in order; a side that is gone is the end
 //! of what the other reads, and an error to what it writes.
 
@@ -22,44 +25,107 @@ pub enum Side {
     Server,
 }
 
-/// Two sides that write to each other.
+/// One direction: a pipe, and what lies at its bytes.
 #[derive(Debug)]
-pub struct Connection {
-    to_server: Pipe,
-    to_client: Pipe,
+struct Way<T> {
+    pipe: Pipe,
+    /// Bytes written and read so far.
+    written: u64,
+    read: u64,
+    /// By the number of the byte that each lies at.
+    parcels: VecDeque<(u64, T)>,
 }
 
-impl Connection {
-    /// A connection with both sides open. `ENOMEM`.
-    pub fn new() -> Result<Self, Errno> {
+impl<T> Way<T> {
+    fn new() -> Result<Self, Errno> {
         Ok(Self {
-            to_server: Pipe::new()?,
-            to_client: Pipe::new()?,
+            pipe: Pipe::new()?,
+            written: 0,
+            read: 0,
+            parcels: VecDeque::new(),
         })
     }
 
-    fn inward(&mut self, side: Side) -> &mut Pipe {
+    fn receive(&mut self, buf: &mut [u8]) -> Result<(usize, Option<T>), Stop> {
+        let mut ahead = self.parcels.iter().map(|(at, _)| *at);
+        let here = ahead.next();
+        let next = if here == Some(self.read) {
+            ahead.next()
+        } else {
+            here
+        };
+        let room = next.map_or(u64::MAX, |next| next - self.read);
+        let room = usize::try_from(room).unwrap_or(usize::MAX).min(buf.len());
+        let count = self.pipe.read(&mut buf[..room])?;
+        let taken = (here == Some(self.read) && count > 0)
+            .then(|| self.parcels.pop_front())
+            .flatten();
+        self.read += count as u64;
+        Ok((count, taken.map(|(_, parcel)| parcel)))
+    }
+
+    fn send(&mut self, buf: &[u8], parcel: &mut Option<T>) -> Result<usize, Stop> {
+        if parcel.is_some() {
+            self.parcels.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        }
+        let count = self.pipe.write(buf)?;
+        if count > 0
+            && let Some(parcel) = parcel.take()
+        {
+            self.parcels.push_back((self.written, parcel));
+        }
+        self.written += count as u64;
+        Ok(count)
+    }
+}
+
+/// Two sides that write to each other, and send each other parcels.
+#[derive(Debug)]
+pub struct Connection<T> {
+    to_server: Way<T>,
+    to_client: Way<T>,
+}
+
+impl<T> Connection<T> {
+    /// A connection with both sides open. `ENOMEM`.
+    pub fn new() -> Result<Self, Errno> {
+        Ok(Self {
+            to_server: Way::new()?,
+            to_client: Way::new()?,
+        })
+    }
+
+    fn way_in(&mut self, side: Side) -> &mut Way<T> {
         match side {
             Side::Client => &mut self.to_client,
             Side::Server => &mut self.to_server,
         }
     }
 
-    fn outward(&mut self, side: Side) -> &mut Pipe {
+    fn way_out(&mut self, side: Side) -> &mut Way<T> {
         match side {
             Side::Client => &mut self.to_server,
             Side::Server => &mut self.to_client,
         }
     }
 
-    /// Takes bytes that the other side wrote; 0 is the end.
-    pub fn read(&mut self, side: Side, buf: &mut [u8]) -> Result<usize, Stop> {
-        self.inward(side).read(buf)
+    fn inward(&mut self, side: Side) -> &mut Pipe {
+        &mut self.way_in(side).pipe
     }
 
-    /// Queues bytes for the other side. `EPIPE` if it is gone, or this side was shut down.
-    pub fn write(&mut self, side: Side, buf: &[u8]) -> Result<usize, Stop> {
-        self.outward(side).write(buf)
+    fn outward(&mut self, side: Side) -> &mut Pipe {
+        &mut self.way_out(side).pipe
+    }
+
+    /// Takes bytes that the other side wrote, and the parcel at the first of them; no bytes is the end.
+    pub fn receive(&mut self, side: Side, buf: &mut [u8]) -> Result<(usize, Option<T>), Stop> {
+        self.way_in(side).receive(buf)
+    }
+
+    /// Queues bytes for the other side, with a parcel at the first, which is taken if any byte is.
+    /// `EPIPE` if it is gone, or this side was shut down.
+    pub fn send(&mut self, side: Side, buf: &[u8], parcel: &mut Option<T>) -> Result<usize, Stop> {
+        self.way_out(side).send(buf, parcel)
     }
 
     /// Bytes waiting for `side` (FIONREAD).
@@ -161,9 +227,53 @@ mod tests {
     use alloc::vec::Vec;
     use proptest::prelude::*;
 
+    type Plain = Connection<u8>;
+
+    impl Plain {
+        fn read(&mut self, side: Side, buf: &mut [u8]) -> Result<usize, Stop> {
+            self.receive(side, buf).map(|(count, _)| count)
+        }
+
+        fn write(&mut self, side: Side, buf: &[u8]) -> Result<usize, Stop> {
+            self.send(side, buf, &mut None)
+        }
+    }
+
+    #[test]
+    fn a_parcel_comes_with_its_byte_and_one_at_a_time() {
+        let mut connection = Plain::new().unwrap();
+        connection.write(Side::Client, b"ab").unwrap();
+        for (bytes, parcel) in [(&b"cd"[..], 1), (b"ef", 2)] {
+            let mut parcel = Some(parcel);
+            connection.send(Side::Client, bytes, &mut parcel).unwrap();
+            assert_eq!(parcel, None);
+        }
+        connection.write(Side::Client, b"gh").unwrap();
+        let mut take = |room: usize| {
+            let mut buf = [0; 16];
+            let taken = connection.receive(Side::Server, &mut buf[..room]);
+            let (count, parcel) = taken.unwrap();
+            (buf[..count].to_vec(), parcel)
+        };
+        assert_eq!(take(16), (b"ab".to_vec(), None));
+        assert_eq!(take(1), (b"c".to_vec(), Some(1)));
+        assert_eq!(take(16), (b"d".to_vec(), None));
+        assert_eq!(take(0), (b"".to_vec(), None));
+        assert_eq!(take(16), (b"efgh".to_vec(), Some(2)));
+    }
+
+    #[test]
+    fn a_parcel_that_finds_no_room_stays_the_sender_s() {
+        let mut connection = Plain::new().unwrap();
+        while connection.write(Side::Client, &[0; 4096]).is_ok() {}
+        let mut parcel = Some(3);
+        let full = connection.send(Side::Client, b"x", &mut parcel);
+        assert_eq!((full, parcel), (Err(Stop::WouldBlock), Some(3)));
+    }
+
     #[test]
     fn each_side_reads_what_the_other_wrote() {
-        let mut connection = Connection::new().unwrap();
+        let mut connection = Plain::new().unwrap();
         assert_eq!(connection.write(Side::Client, b"to server"), Ok(9));
         assert_eq!(connection.write(Side::Server, b"back"), Ok(4));
         let mut buf = [0; 16];
@@ -179,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_side_that_is_gone_is_an_end_and_an_error() {
-        let mut connection = Connection::new().unwrap();
+        let mut connection = Plain::new().unwrap();
         assert_eq!(connection.readiness(Side::Client).events, Events::WRITABLE);
         connection.end_writes(Side::Server);
         connection.end_reads(Side::Server);
@@ -196,7 +306,7 @@ mod tests {
 
     #[test]
     fn half_a_shutdown_is_half_an_end() {
-        let mut connection = Connection::new().unwrap();
+        let mut connection = Plain::new().unwrap();
         connection.end_writes(Side::Client);
         let events = connection.readiness(Side::Server).events;
         assert!(events.contains(Events::RDHUP | Events::IN | Events::OUT));
@@ -236,7 +346,7 @@ mod tests {
         /// Both directions against queues.
         #[test]
         fn bytes_keep_their_order(steps in prop::collection::vec((any::<bool>(), any::<bool>(), 0usize..9000), 0..60)) {
-            let mut connection = Connection::new().unwrap();
+            let mut connection = Plain::new().unwrap();
             let mut queues: [Vec<u8>; 2] = Default::default();
             let mut next = 0u8;
             for (server, write, count) in steps {

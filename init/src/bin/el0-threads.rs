@@ -21,7 +21,7 @@ const ROUNDS: u64 = 2000;
 type Part = fn() -> Result<(), String>;
 
 fn main() -> ExitCode {
-    let parts: [(&str, Part); 9] = [
+    let parts: [(&str, Part); 10] = [
         ("mutex and atomics", counters),
         ("condition variable", ring),
         ("channel", channel),
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         ("memory", memory),
         ("memory files", memory_files),
         ("sockets", sockets),
+        ("files over a socket", files_over_a_socket),
         ("an idle CPU", apart),
     ];
     for (name, part) in parts {
@@ -111,6 +112,73 @@ fn memory_files() -> Result<(), String> {
     }
     file.write_all_at(b"x", 19999)
         .map_err(|e| io("the last byte", e))
+}
+
+/// An open file goes to the other side of a connection (SCM_RIGHTS) with the bytes it was sent with, and
+/// works there.
+fn files_over_a_socket() -> Result<(), String> {
+    use rustix::fs::MemfdFlags;
+    use rustix::net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    };
+    use std::io::{IoSlice, IoSliceMut};
+    use std::mem::MaybeUninit;
+    use std::os::fd::AsFd;
+
+    let (mut here, there) = UnixStream::pair().map_err(|e| format!("socketpair: {e}"))?;
+    let made = rustix::fs::memfd_create("sent", MemfdFlags::CLOEXEC);
+    let file = std::fs::File::from(made.map_err(|e| format!("memfd_create: {e}"))?);
+    file.write_all_at(b"inside", 0)
+        .map_err(|e| format!("pwrite: {e}"))?;
+    here.write_all(b"before")
+        .map_err(|e| format!("write: {e}"))?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [file.as_fd()];
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err("no room for a control message".into());
+    }
+    let parts = [IoSlice::new(b"wi"), IoSlice::new(b"th")];
+    let sent = sendmsg(&here, &parts, &mut control, SendFlags::empty());
+    expect(
+        "bytes sent",
+        sent.map_err(|e| format!("sendmsg: {e}"))? as u64,
+        4,
+    )?;
+    drop(file);
+    // First the bytes from before, without the file; then those that came with it.
+    for (text, files) in [(&b"before"[..], 0), (b"with", 1)] {
+        let (mut first, mut second) = ([0; 3], [0; 16]);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let parts = &mut [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
+        let got = recvmsg(&there, parts, &mut control, RecvFlags::CMSG_CLOEXEC);
+        let got = got.map_err(|e| format!("recvmsg: {e}"))?;
+        let bytes = [&first[..], &second].concat();
+        if bytes[..got.bytes] != *text {
+            return Err(format!("received {:?}, not {text:?}", &bytes[..got.bytes]));
+        }
+        let received: Vec<_> = control
+            .drain()
+            .filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(files) => Some(files),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        expect("files with it", received.len() as u64, files)?;
+        for file in received {
+            let mut inside = [0; 6];
+            std::fs::File::from(file)
+                .read_exact_at(&mut inside, 0)
+                .map_err(|e| format!("the received file: {e}"))?;
+            if inside != *b"inside" {
+                return Err("the received file is another".into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A sum under a lock and one by atomic additions: neither loses any.

@@ -14,7 +14,7 @@ use umbra_linux::socket::{Connection, Listener, Side};
 use umbra_linux::{Errno, Events, Readiness, Stop, uapi};
 
 use super::tree;
-use crate::file::{Call, File};
+use crate::file::{Call, Description, File};
 use crate::sched::WaitQueue;
 use crate::sys::user;
 
@@ -31,9 +31,13 @@ pub(crate) enum Name {
 static NAMES: SpinLock<BTreeMap<Name, Weak<Socket>>> =
     SpinLock::new("socket names", 67, BTreeMap::new());
 
+/// Open files on their way to another process (SCM_RIGHTS). Never dropped with a lock held: they may be
+/// the last of what they name.
+pub(crate) type Parcel = Vec<Arc<Description>>;
+
 /// A connection and who waits for it.
 struct Shared {
-    connection: SpinLock<Connection>,
+    connection: SpinLock<Connection<Parcel>>,
     queues: [Arc<WaitQueue>; 2],
 }
 
@@ -52,7 +56,7 @@ struct Half {
 }
 
 impl Half {
-    fn with<R>(&self, f: impl FnOnce(&mut Connection, Side) -> R) -> R {
+    fn with<R>(&self, f: impl FnOnce(&mut Connection<Parcel>, Side) -> R) -> R {
         f(&mut self.shared.connection.lock(), self.side)
     }
 
@@ -231,22 +235,40 @@ fn let_go(name: &Name) {
     }
 }
 
-impl File for Socket {
-    fn read(&self, _call: &Call<'_>, buf: &mut [u8]) -> Result<usize, Stop> {
+impl Socket {
+    /// recvmsg: bytes, and the open files that lie at the first of them.
+    pub(crate) fn receive(&self, buf: &mut [u8]) -> Result<(usize, Option<Parcel>), Stop> {
         let half = self.half()?;
-        let done = half.with(|connection, side| connection.read(side, buf));
+        let done = half.with(|connection, side| connection.receive(side, buf));
         half.changed(done)
     }
 
-    fn write(&self, call: &Call<'_>, bytes: &[u8]) -> Result<usize, Stop> {
+    /// sendmsg: bytes, and open files with the first of them, which are taken if any byte is.
+    pub(crate) fn send(
+        &self,
+        call: &Call<'_>,
+        bytes: &[u8],
+        parcel: &mut Option<Parcel>,
+    ) -> Result<usize, Stop> {
         let half = self.half()?;
-        let done = half.with(|connection, side| connection.write(side, bytes));
+        let done = half.with(|connection, side| connection.send(side, bytes, parcel));
         if done == Err(Stop::Failed(Errno::EPIPE)) {
             let info = Siginfo::from_process(Signal::PIPE, code::SI_USER, call.process.pid, 0);
             // Not a real-time signal, so it cannot be refused.
             let _ = call.thread.send(Signal::PIPE, info);
         }
         half.changed(done)
+    }
+}
+
+impl File for Socket {
+    fn read(&self, _call: &Call<'_>, buf: &mut [u8]) -> Result<usize, Stop> {
+        // Who reads without asking for files does not get them, and nobody else does.
+        self.receive(buf).map(|(count, _)| count)
+    }
+
+    fn write(&self, call: &Call<'_>, bytes: &[u8]) -> Result<usize, Stop> {
+        self.send(call, bytes, &mut None)
     }
 
     fn ioctl(&self, call: &Call<'_>, request: u32, arg: u64) -> Result<u64, Errno> {

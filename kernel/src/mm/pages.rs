@@ -186,7 +186,11 @@ pub(super) fn place(inner: &mut Inner, at: Hva, pa: Pa, bytes: u64) -> bool {
     let table = inner.table();
     let mut empty = true;
     table.visit(at, bytes, &TablePages, |_| empty = false);
-    empty && map(table, at, pa, bytes, Attrs::normal(rights(prot))).is_ok()
+    let placed = empty && map(table, at, pa, bytes, Attrs::normal(rights(prot))).is_ok();
+    if placed {
+        mem::give_to(pa, table.tag());
+    }
+    placed
 }
 
 fn fill_from_file(file: &dyn FilePages, offset: u64, tag: Tag) -> Result<Pa, MmFault> {

@@ -25,9 +25,9 @@ const MAX_PARTS: u64 = 1024;
 /// `struct iovec`.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct Part {
-    base: u64,
-    len: u64,
+pub(super) struct Part {
+    pub(super) base: u64,
+    pub(super) len: u64,
 }
 
 /// Where in the file.
@@ -130,10 +130,8 @@ fn write_range(call: &Call<'_>, file: &Description, at: At, part: Part) -> Resul
 
 type Range = fn(&Call<'_>, &Description, At, Part) -> Result<u64, Errno>;
 
-/// Does a vector's parts in turn until one is not done whole.
-fn each(call: &Call<'_>, a: Args, at: At, one: Range) -> Result<u64, Errno> {
-    let [fd, vector, count, ..] = a;
-    let file = call.process.description(descriptor(fd)?)?;
+/// A vector's parts. `EINVAL`: too many, or too long together.
+pub(super) fn parts(call: &Call<'_>, vector: u64, count: u64) -> Result<Vec<Part>, Errno> {
     if count > MAX_PARTS {
         return Err(Errno::EINVAL);
     }
@@ -148,6 +146,14 @@ fn each(call: &Call<'_>, a: Args, at: At, one: Range) -> Result<u64, Errno> {
             .ok_or(Errno::EINVAL)?;
         parts.push(part);
     }
+    Ok(parts)
+}
+
+/// Does a vector's parts in turn until one is not done whole.
+fn each(call: &Call<'_>, a: Args, at: At, one: Range) -> Result<u64, Errno> {
+    let [fd, vector, count, ..] = a;
+    let file = call.process.description(descriptor(fd)?)?;
+    let parts = parts(call, vector, count)?;
     let mut done = 0;
     for part in parts.into_iter().filter(|part| part.len > 0) {
         match one(call, &file, at.advanced(done), part) {
@@ -164,30 +170,26 @@ fn each(call: &Call<'_>, a: Args, at: At, one: Range) -> Result<u64, Errno> {
     Ok(done)
 }
 
-/// Small vectors go out as one piece, so that a line made of several parts stays whole.
-fn gather(call: &Call<'_>, a: Args) -> Result<Option<Vec<u8>>, Errno> {
-    let [_, vector, count, ..] = a;
-    if count > MAX_PARTS {
-        return Err(Errno::EINVAL);
-    }
+/// The bytes of a vector, as far as `limit`.
+pub(super) fn gather(
+    call: &Call<'_>,
+    vector: u64,
+    count: u64,
+    limit: usize,
+) -> Result<Vec<u8>, Errno> {
     let mut bytes = Vec::new();
-    for index in 0..count {
-        let part: Part = user::read(call, vector.wrapping_add(index * size_of::<Part>() as u64))?;
+    for part in parts(call, vector, count)? {
         let start = bytes.len();
-        let Some(end) = usize::try_from(part.len)
-            .ok()
-            .and_then(|len| start.checked_add(len))
-            .filter(|end| *end <= PIECE)
-        else {
-            return Ok(None);
-        };
-        bytes.try_reserve(end - start).map_err(|_| Errno::ENOMEM)?;
-        bytes.resize(end, 0);
+        let len = usize::try_from(part.len)
+            .unwrap_or(usize::MAX)
+            .min(limit - start);
+        bytes.try_reserve(len).map_err(|_| Errno::ENOMEM)?;
+        bytes.resize(start + len, 0);
         call.process
             .mm()
             .read_bytes(Hva::new(part.base), &mut bytes[start..])?;
     }
-    Ok(Some(bytes))
+    Ok(bytes)
 }
 
 pub(super) fn read(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
@@ -208,13 +210,17 @@ pub(super) fn readv(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
 
 pub(super) fn writev(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     let file = call.process.description(descriptor(a[0])?)?;
-    match gather(call, a)? {
-        Some(bytes) => {
-            let count = write_piece(call, &file, At::Position, &bytes)?;
-            Ok(count as u64)
-        }
-        None => each(call, a, At::Position, write_range),
+    let all = parts(call, a[1], a[2])?;
+    let total = all
+        .iter()
+        .fold(0u64, |sum, part| sum.saturating_add(part.len));
+    if total > PIECE as u64 {
+        return each(call, a, At::Position, write_range);
     }
+    // Small vectors go out as one piece, so that a line made of several parts stays whole.
+    let bytes = gather(call, a[1], a[2], PIECE)?;
+    let count = write_piece(call, &file, At::Position, &bytes)?;
+    Ok(count as u64)
 }
 
 pub(super) fn pread64(call: &Call<'_>, a: Args) -> Result<u64, Errno> {

@@ -9,6 +9,7 @@ pub(crate) mod futex;
 pub(crate) mod info;
 mod io;
 mod memory;
+mod message;
 mod path;
 mod poll;
 mod process;
@@ -190,6 +191,8 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         208 => socket::set_option(call, a),
         209 => socket::get_option(call, a),
         210 => socket::shutdown(call, a),
+        211 => message::sendmsg(call, a),
+        212 => message::recvmsg(call, a),
         214 => memory::brk(call, a),
         215 => memory::munmap(call, a),
         216 => memory::mremap(call, a),

@@ -54,7 +54,10 @@ pub(super) fn socketpair(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
 }
 
 /// The open file of a descriptor, and the socket it is. `ENOTSOCK`.
-fn socket_of(call: &Call<'_>, fd: u64) -> Result<(Arc<Description>, Arc<Socket>), Errno> {
+pub(super) fn socket_of(
+    call: &Call<'_>,
+    fd: u64,
+) -> Result<(Arc<Description>, Arc<Socket>), Errno> {
     let description = call.process.description(descriptor(fd)?)?;
     let file: Arc<dyn core::any::Any + Send + Sync> = description.file.clone();
     let socket = file.downcast::<Socket>().map_err(|_| Errno::ENOTSOCK)?;

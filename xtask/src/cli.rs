@@ -213,6 +213,12 @@ pub(crate) struct NestedArgs {
     /// Virtual CPUs of the guest hypervisor's guest.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) l2_cpus: u32,
+    /// The guest hypervisor's kernel (an arm64 Image with KVM) instead of Debian's newest.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The kernel of the guest hypervisor's guest instead of Debian's newest.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) l2_kernel: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
 }

@@ -36,6 +36,17 @@ pub(crate) struct GuestFiles {
     pub(crate) modules: Vec<PathBuf>,
 }
 
+impl GuestFiles {
+    /// A kernel that the caller brings, without modules.
+    pub(crate) fn own(kernel: &Path) -> Self {
+        Self {
+            kernel: kernel.to_path_buf(),
+            label: format!("the caller's {}", kernel.display()),
+            modules: Vec::new(),
+        }
+    }
+}
+
 /// `cargo xtask setup`: everything that any command needs.
 pub(crate) fn all(ws: &Workspace) -> Result<()> {
     rust::ensure(ws)?;

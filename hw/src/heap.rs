@@ -71,6 +71,11 @@ pub fn free_bytes() -> usize {
         .saturating_sub(USED.load(Ordering::Relaxed))
 }
 
+/// Bytes fed.
+pub fn total_bytes() -> usize {
+    TOTAL.load(Ordering::Relaxed)
+}
+
 /// Bytes allocated.
 pub fn used_bytes() -> usize {
     USED.load(Ordering::Relaxed)

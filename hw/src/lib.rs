@@ -42,7 +42,7 @@ pub mod vgic;
 
 pub use boot::{HCR_AMO, HCR_API, HCR_APK, HCR_E2H, HCR_FMO, HCR_IMO, HCR_RW, HCR_TGE};
 pub use exception::{backtrace, frame_pointer};
-pub use mmu::{NoTablePages, donate, image, nowhere, table_pages_left};
+pub use mmu::{NoTablePages, donate, donated_pages, image, nowhere, table_pages_left};
 pub use percpu::{MAX_CPUS, cpu};
 
 use umbra_arm64::Pa;

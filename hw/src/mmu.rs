@@ -12,7 +12,7 @@
 //! Entries only ever go from invalid to valid, except stacks and windows, whose removal is followed
 //! by TLB maintenance before the range is used again.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use umbra_arm64::Pa;
 
@@ -153,7 +153,16 @@ pub fn table_pages_left() -> usize {
 
 /// Gives a zeroed page from a linear-mapped chunk for tables. Returns false when enough are held.
 pub fn donate(pa: Pa) -> bool {
-    SPACE.lock().donated.push(pa.raw())
+    let taken = SPACE.lock().donated.push(pa.raw());
+    DONATED.fetch_add(usize::from(taken), Ordering::Relaxed);
+    taken
+}
+
+static DONATED: AtomicUsize = AtomicUsize::new(0);
+
+/// Pages that were given for tables of the kernel half; they stay tables for good.
+pub fn donated_pages() -> usize {
+    DONATED.load(Ordering::Relaxed)
 }
 
 fn table(pa: u64) -> &'static [AtomicU64; 512] {

@@ -53,6 +53,8 @@ safeguards! {
     Pstate = "pstate",
     /// Clearing memory before it is handed out.
     Clear = "clear",
+    /// Giving the frames of a vCPU's run page back.
+    RunPage = "run-page",
     /// Trapping debug registers and performance counters.
     DebugTraps = "debug-traps",
     /// Taking list registers back when a vCPU's registers are put away.

@@ -5,6 +5,7 @@
 //! a process runs the machines that it was started for, and a vCPU may run until the very end.
 
 mod memory_error;
+mod noise;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -36,6 +37,7 @@ pub use memory_error::{
     BusError, Sea, catch_bus_errors, expecting, hear_early, hears_early, poke, replace_pages,
     replacing, retire_pages,
 };
+pub use noise::{Ground, playground};
 
 /// `KVM_CAP_ARM_EL2`, younger than the bindings.
 const KVM_CAP_ARM_EL2: u64 = 240;

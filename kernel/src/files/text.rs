@@ -83,13 +83,19 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
         }
         ProcFile::MemInfo => {
             let (free, total) = mem::frame_counts();
-            for (name, pages) in [
-                ("MemTotal", total),
-                ("MemFree", free),
-                ("MemAvailable", free),
+            let (heap, used) = (umbra_hw::heap::total_bytes(), umbra_hw::heap::used_bytes());
+            for (name, kib) in [
+                ("MemTotal", total * 4),
+                ("MemFree", free * 4),
+                ("MemAvailable", free * 4),
+                ("Slab", heap as u64 >> 10),
+                ("SUnreclaim", used as u64 >> 10),
+                // Tables of umbra's own half, which stay. Not in Linux, and so is the next.
+                ("KernelTables", umbra_hw::donated_pages() as u64 * 4),
             ] {
-                writeln!(out, "{name}:\t{} kB", pages * 4)?;
+                writeln!(out, "{name}:\t{kib} kB")?;
             }
+            writeln!(out, "KernelHeap:\t{used} B")?;
             let huge = mem::free_blocks(CHUNK_ORDER);
             writeln!(out, "HugePages_Total:\t{huge}\nHugePages_Free:\t{huge}")?;
             writeln!(out, "HugePages_Rsvd:\t0\nHugePages_Surp:\t0")?;

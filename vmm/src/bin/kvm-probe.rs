@@ -76,6 +76,8 @@ fn run() -> Result<bool, String> {
         seed: 1,
         effort: 100,
         count: 24,
+        calls: 100_000,
+        seconds: None,
     };
     let (mut list, mut limit, mut filters) = (false, 120, Vec::<String>::new());
     let mut args = lexopt::Parser::from_env();
@@ -87,11 +89,14 @@ fn run() -> Result<bool, String> {
             Long("seed") => env.seed = number(&mut args)?,
             Long("limit") => limit = number(&mut args)?,
             Long("count") => env.count = number(&mut args)?,
+            Long("calls") => env.calls = number(&mut args)?,
+            Long("seconds") => env.seconds = Some(number(&mut args)?),
+            Long("storm") => probe::storm(number(&mut args)?, number(&mut args)?),
             Long("effort") => env.effort = number(&mut args)?,
             Value(filter) => filters.push(filter.string().map_err(wrong)?),
             Long("help") | Short('h') => {
                 println!(
-                    "kvm-probe [--umbra] [--list] [--seed N] [--effort PERCENT] [--count N] [--limit SECONDS] [FILTER…]"
+                    "kvm-probe [--umbra] [--list] [--seed N] [--effort PERCENT] [--count N] [--calls N | --seconds N] [--limit SECONDS] [FILTER…]"
                 );
                 return Ok(true);
             }

@@ -40,6 +40,8 @@ const ENV: Env = Env {
     seed: 0,
     effort: 1,
     count: 1,
+    calls: 0,
+    seconds: None,
 };
 
 /// xorshift64.
@@ -119,7 +121,7 @@ fn own(random: &mut Random) -> Outcome {
 }
 
 /// A VM that sums its memory again and again; answers how often it did.
-fn worker(stop: &AtomicBool, rounds: &AtomicU64) -> Outcome {
+pub(super) fn worker(stop: &AtomicBool, rounds: &AtomicU64) -> Outcome {
     let machine = Machine::new()?;
     let data = poison::memory(true)?;
     granted(machine.add(&data, DATA, 0), "a slot")?;

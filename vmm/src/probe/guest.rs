@@ -422,11 +422,39 @@ pub(crate) fn kicked<T: Send>(work: impl FnOnce() -> T + Send) -> Check<T> {
     thread::scope(|scope| Runner::spawn(scope, work).finish())
 }
 
+/// What /proc/meminfo says of `what`, in KiB.
+fn meminfo(text: &str, what: &str) -> Check<i64> {
+    let line = text
+        .lines()
+        .find(|line| line.split(':').next() == Some(what));
+    let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    number.ok_or_else(|| format!("no {what} in /proc/meminfo"))
+}
+
+fn meminfo_text() -> Check<String> {
+    std::fs::read_to_string("/proc/meminfo").map_err(|e| format!("/proc/meminfo: {e}"))
+}
+
 /// `MemFree` of /proc/meminfo, in KiB.
 pub(crate) fn free_memory() -> Check<i64> {
-    let text =
-        std::fs::read_to_string("/proc/meminfo").map_err(|e| format!("/proc/meminfo: {e}"))?;
-    let line = text.lines().find(|line| line.starts_with("MemFree:"));
-    let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    number.ok_or_else(|| "no MemFree in /proc/meminfo".into())
+    meminfo(&meminfo_text()?, "MemFree")
+}
+
+/// Memory as umbra counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KernelMemory {
+    /// Frames that are free, or the kernel's for good (its heap, its own tables), in KiB.
+    pub(crate) frames: i64,
+    /// What of the heap is in use, in bytes.
+    pub(crate) heap: i64,
+}
+
+/// What /proc/meminfo of umbra says.
+pub(crate) fn memory_of_kernel() -> Check<KernelMemory> {
+    let text = meminfo_text()?;
+    let of = |what| meminfo(&text, what);
+    Ok(KernelMemory {
+        frames: of("MemFree")? + of("Slab")? + of("KernelTables")?,
+        heap: of("KernelHeap")?,
+    })
 }

@@ -28,9 +28,13 @@ mod poison;
 mod regs;
 mod run;
 mod shadows;
+mod shapes;
 mod slots;
+mod storm;
 mod system;
 mod vcpus;
+
+pub(crate) use storm::storm;
 
 /// What a step of a check comes to; the error is for people.
 pub(crate) type Check<T> = Result<T, String>;
@@ -48,6 +52,10 @@ pub(crate) struct Env {
     pub(crate) effort: u64,
     /// Injections of a campaign.
     pub(crate) count: u64,
+    /// Calls of the storm.
+    pub(crate) calls: u64,
+    /// How long the storm lasts, instead.
+    pub(crate) seconds: Option<u64>,
 }
 
 impl Env {
@@ -105,7 +113,7 @@ rows! {
     ghes: claimed claimed_below about_another_page met_by_the_vmm found_early nothing_to_claim nonsense;
     campaign: memory_error;
     hostile: hypervisor;
-    noise: ioctls vcpu_state instructions;
+    noise: ioctls vcpu_state instructions everything;
 }
 
 /// The name of an error number.

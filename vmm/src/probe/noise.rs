@@ -13,6 +13,8 @@ use super::gic::{DIST, REDIST};
 use super::guest::{Exit, Machine, RAM, Vcpu, kicked, open};
 use super::{Check, Env, Outcome, abi, granted, holds, same};
 
+pub(super) use super::storm::everything;
+
 /// splitmix64.
 pub(super) struct Random(pub(super) u64);
 
@@ -33,7 +35,7 @@ impl Random {
     }
 
     /// A word for a structure: never the address of something that the process needs.
-    fn word(&mut self, scratch: u64) -> u64 {
+    pub(super) fn word(&mut self, scratch: u64) -> u64 {
         match self.below(12) {
             0 | 1 => 0,
             2 => 1,
@@ -52,7 +54,7 @@ impl Random {
 }
 
 /// An ordinary VM still works.
-fn alive() -> Outcome {
+pub(super) fn alive() -> Outcome {
     let machine = Machine::new()?;
     let mut asm = Asm::new();
     asm.mov(1, RAM).mov(0, 0x600d).str(0, 1).ldr(0, 1).report(0);

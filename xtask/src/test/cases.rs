@@ -180,10 +180,16 @@ impl Case {
 
     /// Whether it is a suite of checks that runs on Linux too.
     fn is_suite(&self) -> bool {
-        let injects =
-            ["kvm/poison", "kvm/below", "kvm/ghes", "kvm/campaign"].contains(&self.name.as_str());
-        // Memory errors can be injected on umbra alone: QEMU has no EINJ.
-        matches!(self.work, Work::Payload(..) | Work::Program(File::Probe, _)) && !injects
+        // Memory errors can be injected on umbra alone: QEMU has no EINJ. Noise at length is umbra's too.
+        let alone = [
+            "kvm/poison",
+            "kvm/below",
+            "kvm/ghes",
+            "kvm/campaign",
+            "kvm/noise-10-million",
+        ];
+        let alone = alone.contains(&self.name.as_str());
+        matches!(self.work, Work::Payload(..) | Work::Program(File::Probe, _)) && !alone
     }
 
     /// How many commands of init it is.
@@ -505,6 +511,22 @@ fn fixed(nonce: &str) -> Vec<Case> {
     );
     let done = suite("kvm-probe");
     let done = done.each_ref().map(String::as_str);
+    let words = [
+        "--umbra",
+        "noise/everything",
+        "--calls",
+        "10000000",
+        "--limit",
+        "2400",
+    ];
+    let many = Case::new(
+        "kvm/noise-10-million",
+        2,
+        Program(Probe, words.to_vec()),
+        2500,
+        &done,
+    );
+    cases.push(many.full_only("a hundred times the calls of kvm/noise"));
     cases.extend(PROBES.iter().map(|group| {
         let name = format!("kvm/{}", group.trim_end_matches('/'));
         Case::new(&name, 2, Program(Probe, vec!["--umbra", group]), 60, &done)

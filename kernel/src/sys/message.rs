@@ -54,9 +54,12 @@ struct Control {
 
 const CONTROL: u64 = size_of::<Control>() as u64;
 
-/// The files that a message's control names. `EINVAL`: another kind, or a length that cannot be; `EBADF`;
-/// `ETOOMANYREFS`: sockets, or too many.
+/// The files that a message's control names. `EINVAL`: another kind, too many, or a length that cannot be;
+/// `EBADF`; `ETOOMANYREFS`: a socket.
 fn files_of(call: &Call<'_>, header: &Header) -> Result<Option<Parcel>, Errno> {
+    if header.control_len > LARGEST as u64 {
+        return Err(Errno::EINVAL);
+    }
     let mut parcel = Parcel::new();
     let mut at = 0u64;
     while header.control_len.saturating_sub(at) >= CONTROL {

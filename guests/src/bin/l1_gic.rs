@@ -58,6 +58,7 @@ mod l1_gic {
         suite.check("maintenance-line", maintenance_line);
         suite.check("trapped-interface", trapped_interface);
         suite.check("own-interrupt-ends-a-run", own_interrupt);
+        suite.check("wait-with-something-virtual", wait_with_something);
         suite.check("own-timers", own_timers);
         suite.check("offset-of-the-guest", offset);
         suite.check("guest-timer-while-it-runs", guest_timer);
@@ -402,6 +403,47 @@ mod l1_gic {
         let exit = guest.execute(&[SPIN]);
         equal!(exit.vector, 0x480, "vector of one that waited");
         gic::clear_pending(VIRTUAL);
+        PASS
+    }
+
+    /// A wait of the guest ends at once where its hypervisor has an interrupt for it, masked or not; and
+    /// where it has none, or one that the interface holds back, the hypervisor's own timer ends it.
+    fn wait_with_something() -> Verdict {
+        const VI: u64 = 1 << 7;
+        const VF: u64 = 1 << 6;
+        const VSE: u64 = 1 << 8;
+        let low = VMCR & !(0xff << 24) | 0x40 << 24;
+        for (lr, vmcr, hcr, ends) in [
+            (virq(45, 0x80), VMCR, 0, true),
+            (0, VMCR, VI, true),
+            (0, VMCR, VF, true),
+            (0, VMCR, VSE, true),
+            (0, VMCR, 0, false),
+            (virq(45, 0x80), low, 0, false),
+            (virq(45, 0x80), VMCR & !2, 0, false),
+            (virq(45, 0x80) & !PENDING | ACTIVE, VMCR, 0, false),
+        ] {
+            let mut guest = guest();
+            guest.hcr |= hcr;
+            msr!("S3_4_C12_C11_7", vmcr);
+            set_lr(0, lr);
+            let timer = Timer::Physical;
+            timer.start(timer::microseconds(20_000));
+            guest.set_pstate(l2::EL1H);
+            let exit = guest.execute(&[l2::WFI]);
+            timer.stop();
+            clear();
+            if ends {
+                ensure!(
+                    exit.is_hvc(l2::DONE),
+                    "a wait that ends: vector",
+                    exit.vector
+                );
+            } else {
+                equal!(exit.vector, 0x480, "vector where it does not end");
+                gic::end(gic::acknowledge());
+            }
+        }
         PASS
     }
 

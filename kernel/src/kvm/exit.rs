@@ -128,7 +128,9 @@ fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) ->
         Abort::Sea(sea) => sea::met(vcpu, state, &sea),
         Abort::SError(effect) => serror_effect(vcpu, state, effect),
         Abort::TlbConflict => {
-            umbra_hw::tlb::Stage2::with(vcpu.vm.vttbr(), umbra_hw::tlb::Stage2::all);
+            // Under the VMID that ran: a shadow's, if it was one.
+            let vttbr = vcpu.hw.lock().vttbr;
+            umbra_hw::tlb::Stage2::with(vttbr, umbra_hw::tlb::Stage2::all);
             Next::Guest
         }
         Abort::UnsupportedExclusive { gva } => {

@@ -226,8 +226,7 @@ fn turns(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
                     sched::yield_now();
                 }
             }
-            // A virtual SError ends a wait, masked or not.
-            Next::Wait if state.pending_serror.is_some() => {}
+            Next::Wait if has_virtual(vcpu, state) => {}
             Next::Wait => {
                 vcpu.stats.end();
                 let since = sched::now();
@@ -240,6 +239,13 @@ fn turns(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
             leave @ (Next::Vmm(_) | Next::Fail(_)) => return leave,
         }
     }
+}
+
+/// Whether something virtual ends a wait, masked or not: an SError, or an interrupt that a guest hypervisor
+/// has for what it runs.
+fn has_virtual(vcpu: &Vcpu, state: &State) -> bool {
+    const VIRTUAL: u64 = guest::HCR_VSE | 0b11 << 6;
+    state.hcr & VIRTUAL != 0 || state.world == World::Nested && nested::waits_below(&vcpu.hw.lock())
 }
 
 /// Runs the guest until something that is not its own to handle here in this loop.

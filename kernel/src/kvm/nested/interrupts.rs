@@ -156,6 +156,20 @@ pub(in crate::kvm) fn save(hw: &mut Hw) -> Ended {
     ended
 }
 
+/// Whether a list register of the guest hypervisor's has an interrupt for what it runs that its interface
+/// lets through. Running priorities are not looked at: a wait may end without a reason.
+pub(in crate::kvm) fn waits_below(hw: &Hw) -> bool {
+    if !hw.below.loaded || hw.regs.hw.get(ICH_HCR) & 1 == 0 {
+        return false;
+    }
+    let vmcr = vgic::read_vmcr();
+    (0..list_registers()).any(|n| {
+        let lr = vgic::read_lr(usize::from(n));
+        let is_on = vmcr >> (lr >> 60 & 1) & 1 == 1;
+        lr >> 62 & 1 == 1 && is_on && (lr >> 48 & 0xff) < (vmcr >> 24 & 0xff)
+    })
+}
+
 /// ICH_ELRSR_EL2: list registers that are free and ask for no EOI maintenance.
 pub(super) fn empty(hw: &Hw) -> u64 {
     bits(hw, |lr| {

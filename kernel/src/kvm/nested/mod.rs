@@ -32,6 +32,7 @@ pub(super) use exception::{
 pub(super) use fault::{shadow as shadow_fault, through_stage2};
 pub(super) use interrupts::{
     Below, Ended, collect, load as load_interface, maintenance_line, save as save_interface,
+    waits_below,
 };
 pub(super) use route::{is_theirs, own, routes_interrupts, traps, wishes};
 pub(super) use shadow::{Fill, Shadows};

@@ -1,8 +1,10 @@
-//! A register by which the guest asks for a memory error in a page of its own: for testing
+//! Registers by which the guest asks for a memory error in a page of its own: for testing
 //! (`--error-injection`).
 //!
 //! ```text
-//!   guest: 64-bit store of a guest physical address ──► this device ──► pagemap: where is that?
+//!   +0  an error that nobody knows of     +8  a page that is known to be bad (MADV_HWPOISON, on Linux too)
+//!
+//!   guest: 64-bit store of a guest physical address to +0 ──► this device ──► pagemap: where is that?
 //!        host with EINJ ──► planted there: the next access consumes it
 //!        host that is a guest itself ──► the same store, to the same register one storey below (/dev/mem)
 //! ```
@@ -37,6 +39,16 @@ impl Injection {
     /// For pages of this RAM.
     pub fn new(memory: Memory) -> Self {
         Injection { memory, status: 0 }
+    }
+
+    fn retire(&self, gpa: u64) -> Result<()> {
+        let page = self
+            .memory
+            .get_host_address(GuestAddress(gpa))
+            .context(format!("{gpa:#x} is no RAM"))?;
+        let line = Line::new("plant").address("gpa", gpa);
+        line.address("hva", page as u64).text("by", "madvise").say();
+        kvm::retire_pages(page).map(drop)
     }
 
     fn plant(&self, gpa: u64) -> Result<()> {
@@ -95,10 +107,13 @@ impl MmioDevice for Injection {
             log::warn!("error injection takes stores of 64 bits");
             return;
         };
-        if offset != 0 {
-            return;
-        }
-        self.status = match self.plant(u64::from_le_bytes(value)) {
+        let gpa = u64::from_le_bytes(value);
+        let done = match offset {
+            0 => self.plant(gpa),
+            8 => self.retire(gpa),
+            _ => return,
+        };
+        self.status = match done {
             Ok(()) => 1,
             Err(e) => {
                 log::warn!("error injection: {e}");

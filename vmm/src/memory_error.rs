@@ -82,7 +82,10 @@ impl Policy {
             }
             OnMemoryError::Stop => {
                 line.say();
-                return Ok(Some(Stop::Failed("the guest met a memory error".into())));
+                let at = gpa.map_or("no address told".into(), |gpa| format!("at {gpa:#x}"));
+                return Ok(Some(Stop::Failed(format!(
+                    "the guest met a memory error, {at}"
+                ))));
             }
             OnMemoryError::Report => {
                 line.say();

@@ -46,7 +46,8 @@ usage: umbra-vmm --kernel IMAGE [options]
                        [inject]
       --error-injection
                        for tests: a 64-bit store of a guest physical address to
-                       0x9100000 makes that page bad
+                       0x9100000 makes that page bad, and nobody knows; one to
+                       0x9100008 makes it known to be bad
       --stats          at the end, print what the host counted, on stderr
       --config F       several machines: a JSON file, {\"machines\": [{\"name\": \"a\",
                        \"kernel\": \"Image\", \"disk\": [\"a.img\"], \"net\": [\"lan\"]}, …]};

@@ -19,6 +19,11 @@ pub(crate) struct Item {
 }
 
 impl Item {
+    /// Where it is in the archive.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// A program or data file from this machine. Everything may be executed: umbra's EL0 checks the
     /// format, and a guest's data does no harm by it.
     pub(crate) fn from_file(path: &str, file: &Path) -> Result<Self> {

@@ -3,6 +3,7 @@
 //! Execution goes on behind the instruction that faulted (a load leaves its register as it was),
 //! or, if fetching was what faulted, where x30 points: probes of a fetch branch there with blr.
 //! So it does after an undefined instruction outside the image, which is a page of zeroes executed.
+//! An SError leaves the instruction to be executed again, unless the next one finds it there still.
 //! An exception that nobody expects is a panic.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -142,4 +143,10 @@ pub(super) fn synchronous(frame: &mut Frame) {
 
 pub(super) fn serror(frame: &mut Frame) {
     record(frame, true);
+    let mine = &PROBES[cpu()];
+    // One that comes back where the first came from is of that instruction's own making.
+    let again = mine.count.load(Relaxed) > 1 && mine.elr.load(Relaxed) == frame.elr;
+    if again {
+        frame.elr += 4;
+    }
 }

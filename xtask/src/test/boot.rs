@@ -358,7 +358,10 @@ impl Bench<'_> {
             Work::Payload(name, options) => {
                 let path = format!("/guest/{name}");
                 let image = self.payloads.get(name).context("no such payload")?;
-                items.push(Item::from_file(&path, image)?);
+                // Several cases may run one payload.
+                if !items.iter().any(|item| item.path() == path) {
+                    items.push(Item::from_file(&path, image)?);
+                }
                 let head = ["/bin/umbra-vmm", "--kernel", &path].map(str::to_owned);
                 Ok(head.into_iter().chain(options.iter().cloned()).collect())
             }

@@ -188,7 +188,7 @@ impl Case {
             "kvm/campaign",
             "kvm/noise-10-million",
         ];
-        let alone = alone.contains(&self.name.as_str());
+        let alone = alone.contains(&self.name.as_str()) || self.name.starts_with("policy/");
         matches!(self.work, Work::Payload(..) | Work::Program(File::Probe, _)) && !alone
     }
 
@@ -531,7 +531,52 @@ fn fixed(nonce: &str) -> Vec<Case> {
         let name = format!("kvm/{}", group.trim_end_matches('/'));
         Case::new(&name, 2, Program(Probe, vec!["--umbra", group]), 60, &done)
     }));
+    cases.extend(policies());
     cases
+}
+
+/// The policies of umbra-vmm, each tried on a guest that meets an error which nobody knew of: a name, the end's
+/// status, what the VMM tells of each event and, where the guest goes on, of the second.
+const POLICIES: [(&str, i32, &[&str]); 4] = [
+    (
+        "inject",
+        0,
+        &[
+            r#""by":"exit","vcpu":0,"esr":"0x92000010","gva":"0x[0-9a-f]+","gpa":"0x[0-9a-f]+","l2_ipa":null,"action":"inject""#,
+            r#""by":"signal","vcpu":0,"hva":"0x[0-9a-f]+","gpa":"0x[0-9a-f]+","lsb":12,"action":"inject""#,
+        ],
+    ),
+    (
+        "replace",
+        0,
+        &[r#""by":"exit",.*"action":"replace","lost_bytes":4096"#],
+    ),
+    (
+        "stop",
+        1,
+        &[
+            r#""by":"exit",.*"action":"stop""#,
+            "(?m)^umbra-vmm: vcpu0: the guest met a memory error, at 0x[0-9a-f]+ ",
+        ],
+    ),
+    ("report", 0, &[r#""by":"exit",.*"action":"report""#]),
+];
+
+fn policies() -> impl Iterator<Item = Case> {
+    POLICIES.into_iter().map(|(policy, status, told)| {
+        let options = "--memory 64M --error-injection --on-memory-error";
+        let options = options.split(' ').chain([policy, "--cmdline"]);
+        let mut options: Vec<String> = options.map(str::to_owned).collect();
+        options.push(format!("latent {policy}"));
+        let work = Work::Payload("memory_error".to_owned(), options);
+        let mut expect: Vec<String> = told.iter().map(|&told| told.to_owned()).collect();
+        if status == 0 {
+            expect.push(format!("(?m)^ok memory_error/{policy}$"));
+            expect.push("(?m)^ok memory_error/neighbours$".to_owned());
+        }
+        let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
+        Case::new(&format!("policy/{policy}"), 2, work, 60, &expect).status(status)
+    })
 }
 
 /// Why a guest's size is tried once in the shorter run.

@@ -31,6 +31,7 @@ mod shadows;
 mod shapes;
 mod slots;
 mod storm;
+mod sweep;
 mod system;
 mod vcpus;
 
@@ -113,6 +114,7 @@ rows! {
     ghes: claimed claimed_below about_another_page met_by_the_vmm found_early nothing_to_claim nonsense;
     campaign: memory_error;
     hostile: hypervisor;
+    sweep: pointers files_and_sizes orders;
     noise: ioctls vcpu_state instructions everything;
 }
 

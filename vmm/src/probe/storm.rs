@@ -27,9 +27,9 @@ const LIFE: u64 = 10_000;
 /// Threads of one.
 const THREADS: u64 = 3;
 /// Lives that fill what is kept for ever: the heap's chunks, umbra's own tables.
-const WARM_UP: u64 = 2;
+const WARM_UP: u64 = 3;
 /// Lives that may leave something, and how much each.
-const GROWTHS: usize = 3;
+const GROWTHS: usize = 6;
 const GROWTH: i64 = 64 << 10;
 /// A call that is interrupted over and over has to end within this time.
 const PATIENCE: Duration = Duration::from_secs(30);

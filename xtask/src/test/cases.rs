@@ -641,6 +641,7 @@ const PROBES: &[&str] = &[
     "ghes/",
     "campaign/",
     "hostile/",
+    "sweep/",
     "noise/",
 ];
 

@@ -232,21 +232,20 @@ pub(super) fn consumed_by_walk(
     fault: &Stage2Fault<L2Ipa>,
     (at, level): (Ipa, Level),
 ) -> Next {
-    let (hva, lies) = {
-        let slot = vcpu.vm.memory.lock().slot_at(at);
-        let hva = slot.and_then(|slot| slot.hva_of(at));
-        (hva, hva.and_then(|hva| vcpu.vm.mm.bad_at(hva)))
-    };
+    let slot = vcpu.vm.memory.lock().slot_at(at);
+    let hva = slot.and_then(|slot| slot.hva_of(at));
+    let lies = || hva.and_then(|hva| vcpu.vm.mm.bad_at(hva));
     let place = Place {
         ipa: Some(at),
         below: fault.address,
     };
-    if let Some((_, Poison::Latent)) = lies
+    if let Some((_, Poison::Latent)) = lies()
         && firmware_claims(vcpu, state, esr, Some(fault.gva), &place)
     {
         return Next::Interrupt;
     }
-    if let (Some(hva), Some((_, Poison::Known))) = (hva, lies) {
+    // Another CPU may have met the same error, and heard firmware first.
+    if let (Some(hva), Some((_, Poison::Known))) = (hva, lies()) {
         events::sea(
             vcpu,
             state,

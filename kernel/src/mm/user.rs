@@ -21,10 +21,12 @@ pub(crate) enum Failed {
 
 impl From<Failed> for Errno {
     /// A system call that meets broken memory in its arguments fails as for a bad address, as in Linux.
+    /// Firmware is heard soon, as locks may be held. (Whoever tells the two apart asks it at once.)
     fn from(failed: Failed) -> Self {
-        match failed {
-            Failed::BadAddress | Failed::Poisoned => Self::EFAULT,
+        if failed == Failed::Poisoned {
+            crate::ghes::later();
         }
+        Self::EFAULT
     }
 }
 
@@ -49,14 +51,10 @@ impl Mm {
                         if esr & 0x3c == 0x14 && self.heal() > 0 {
                             continue;
                         }
-                        crate::ghes::later();
                         return Err(Failed::Poisoned);
                     }
                     self.fault(at, prot).map_err(|fault| match fault {
-                        MmFault::Poisoned(..) => {
-                            crate::ghes::later();
-                            Failed::Poisoned
-                        }
+                        MmFault::Poisoned(..) => Failed::Poisoned,
                         _ => Failed::BadAddress,
                     })?;
                     // A fault that comes back although the page is there would never end.

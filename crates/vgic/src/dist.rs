@@ -2,7 +2,7 @@
 
 use crate::FIRST_SPI;
 use crate::lpi::INTID_BITS;
-use crate::vcpus::Kicks;
+use crate::vcpus::{Kicks, VcpuNumber};
 use crate::vgic::{Affinity, Vgic};
 
 const CTLR_GROUP0: u32 = 1 << 0;
@@ -77,7 +77,7 @@ impl Vgic {
             0x00ff_ffff
         };
         let route = Affinity(Affinity::from_mpidr(value).0 & mask);
-        let target = self.vcpu_by_affinity(route).map(|vcpu| vcpu as u8);
+        let target = self.vcpu_by_affinity(route).map(|vcpu| vcpu as VcpuNumber);
         let Some(irq) = self
             .irq_mut(0, intid)
             .filter(|irq| intid >= FIRST_SPI && irq.route != route)

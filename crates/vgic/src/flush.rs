@@ -13,7 +13,7 @@ use crate::irqset::bits;
 use crate::lpi::FIRST_LPI;
 use crate::lr::{LrFile, MAX_LRS};
 use crate::mmio::Refusal;
-use crate::vcpus::{Kicks, VcpuSet};
+use crate::vcpus::{Kicks, VcpuNumber, VcpuSet};
 use crate::vgic::Vgic;
 
 /// PPIs with a physical link, by bit of their INTID. Before the guest runs, the kernel gives each physical interrupt of
@@ -153,7 +153,7 @@ impl Vgic {
                 continue;
             };
             // "Pending and active" might count as a pending register, and NPIE would not fire.
-            let lr = irq.load(intid, vcpu as u8, signalled, !pending_outside);
+            let lr = irq.load(intid, vcpu as VcpuNumber, signalled, !pending_outside);
             // Within here an LPI has a number.
             let intid = self.lpis.intid(intid).unwrap_or(intid);
             lrs.push(lr.with_vintid(intid));
@@ -178,18 +178,19 @@ impl Vgic {
         }
         for lr in lrs.loaded() {
             let intid = match lr.vintid() {
-                lpi if lpi >= FIRST_LPI => {
-                    self.lpis.resident_number(lpi, vcpu as u8).unwrap_or(lpi)
-                }
+                lpi if lpi >= FIRST_LPI => self
+                    .lpis
+                    .resident_number(lpi, vcpu as VcpuNumber)
+                    .unwrap_or(lpi),
                 intid => intid,
             };
             let Some(irq) = self
                 .irq_mut(vcpu, intid)
-                .filter(|irq| irq.resident == Some(vcpu as u8))
+                .filter(|irq| irq.resident == Some(vcpu as VcpuNumber))
             else {
                 continue;
             };
-            let deactivated = irq.unload(lr.state(), vcpu as u8);
+            let deactivated = irq.unload(lr.state(), vcpu as VcpuNumber);
             if core::mem::take(&mut irq.end_asked) && irq.active {
                 kicks |= self.end(vcpu, intid, true);
                 continue;
@@ -241,7 +242,10 @@ impl Vgic {
                     self.group0 && vmcr.group0()
                 };
                 let pending = (irq.pending() || irq.handed) && irq.enabled && !irq.active;
-                pending && group && irq.target == Some(vcpu as u8) && irq.priority < vmcr.pmr()
+                pending
+                    && group
+                    && irq.target == Some(vcpu as VcpuNumber)
+                    && irq.priority < vmcr.pmr()
             })
     }
 
@@ -296,7 +300,7 @@ impl Vgic {
         let mut kicks = self.settle(vcpu, intid);
         if linked {
             // The physical interrupt is to become inactive: the kernel sees it on the next flush.
-            kicks |= self.kick(home.or(Some(vcpu as u8)));
+            kicks |= self.kick(home.or(Some(vcpu as VcpuNumber)));
         }
         kicks
     }

@@ -8,9 +8,10 @@
 //! ```
 
 use crate::lr::{Lr, LrState};
+use crate::vcpus::VcpuNumber;
 use crate::vgic::Affinity;
 
-/// One SGI, PPI or SPI. vCPU numbers fit a byte: there are at most [`crate::MAX_VCPUS`].
+/// One SGI, PPI or SPI. vCPU numbers fit 16 bits: there are at most [`crate::MAX_VCPUS`].
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Irq {
     /// The wire is high. Kept for edge interrupts too: ICFGR may change.
@@ -30,13 +31,13 @@ pub(crate) struct Irq {
     pub(crate) end_asked: bool,
     pub(crate) priority: u8,
     /// The vCPU whose list registers hold this interrupt.
-    pub(crate) resident: Option<u8>,
+    pub(crate) resident: Option<VcpuNumber>,
     /// The vCPU that acknowledged it, while active. `None` while active: made active by a register write.
-    pub(crate) home: Option<u8>,
+    pub(crate) home: Option<VcpuNumber>,
     /// The vCPU it is routed to; `None` for an SPI whose affinity no vCPU has.
-    pub(crate) target: Option<u8>,
+    pub(crate) target: Option<VcpuNumber>,
     /// The vCPU whose candidate set it is in.
-    pub(crate) candidate_of: Option<u8>,
+    pub(crate) candidate_of: Option<VcpuNumber>,
     /// `GICD_IROUTER<n>` of an SPI.
     pub(crate) route: Affinity,
     /// Physical INTID that the guest's deactivation deactivates.
@@ -51,7 +52,7 @@ impl Irq {
 
     /// The vCPU whose business this interrupt is now (invariant 3 of the crate). One that a register write made active and that is
     /// routed to no one is the first vCPU's, so that there is someone to end it.
-    pub(crate) fn owner(&self) -> Option<u8> {
+    pub(crate) fn owner(&self) -> Option<VcpuNumber> {
         if self.active {
             self.home.or(self.target).or(Some(0))
         } else if self.pending() && self.enabled {
@@ -66,7 +67,13 @@ impl Irq {
     ///
     /// An active level interrupt never carries its pending bit: the line may drop before the deactivation. Where pending is
     /// withheld, or the line would be sampled again, the register asks for a maintenance interrupt on deactivation.
-    pub(crate) fn load(&mut self, intid: u32, vcpu: u8, signalled: bool, pend_active: bool) -> Lr {
+    pub(crate) fn load(
+        &mut self,
+        intid: u32,
+        vcpu: VcpuNumber,
+        signalled: bool,
+        pend_active: bool,
+    ) -> Lr {
         let waiting = signalled && self.pending() && self.enabled;
         let pending =
             waiting && self.target == Some(vcpu) && (!self.active || (self.edge && pend_active));
@@ -98,7 +105,7 @@ impl Irq {
     }
 
     /// Folds the list register back after `vcpu` ran. Returns whether the interrupt was deactivated meanwhile.
-    pub(crate) fn unload(&mut self, state: LrState, vcpu: u8) -> bool {
+    pub(crate) fn unload(&mut self, state: LrState, vcpu: VcpuNumber) -> bool {
         self.latch |= self.handed && state.is_pending();
         self.handed = false;
         self.resident = None;

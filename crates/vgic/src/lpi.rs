@@ -8,7 +8,7 @@
 use alloc::vec::Vec;
 
 use crate::irq::Irq;
-use crate::vcpus::{Kicks, VcpuSet};
+use crate::vcpus::{Kicks, VcpuNumber, VcpuSet};
 use crate::vgic::Vgic;
 
 /// The first INTID of an LPI.
@@ -89,7 +89,7 @@ impl Lpis {
     }
 
     /// The number of an INTID that a list register of `vcpu` had: also of one that is mapped no more.
-    pub(crate) fn resident_number(&self, intid: u32, vcpu: u8) -> Option<u32> {
+    pub(crate) fn resident_number(&self, intid: u32, vcpu: VcpuNumber) -> Option<u32> {
         let at = self
             .places
             .iter()
@@ -194,7 +194,7 @@ impl Vgic {
     fn target_number(&mut self, number: u32, vcpu: Option<usize>) -> Kicks {
         let target = vcpu.filter(|&vcpu| vcpu < self.nr_vcpus());
         match self.lpis.irq_mut(number) {
-            Some(irq) => irq.target = target.map(|vcpu| vcpu as u8),
+            Some(irq) => irq.target = target.map(|vcpu| vcpu as VcpuNumber),
             None => return Kicks::NONE,
         }
         self.settle(0, number)
@@ -290,7 +290,7 @@ impl Vgic {
         let mut kicks = Kicks::NONE;
         for place in 0..self.lpis.places.len() {
             let irq = &mut self.lpis.places[place].irq;
-            if irq.target == Some(vcpu as u8) && irq.clear_latch() {
+            if irq.target == Some(vcpu as VcpuNumber) && irq.clear_latch() {
                 kicks |= self.settle(vcpu, LPI_BASE + place as u32);
             }
         }

@@ -6,7 +6,7 @@ use crate::cpuif::Vtr;
 use crate::irq::Irq;
 use crate::irqset::{IrqSet, bits};
 use crate::lpi::{LPI_BASE, Lpis};
-use crate::vcpus::{Kicks, MAX_VCPUS, VcpuSet};
+use crate::vcpus::{Kicks, MAX_VCPUS, VcpuNumber, VcpuSet};
 use crate::{FIRST_SPI, SPI_END};
 
 /// Affinity of a vCPU as MPIDR_EL1 has it, without the bits between: Aff3 in bits 31:24 down to Aff0 in bits 7:0.
@@ -135,7 +135,7 @@ impl Vgic {
             .map_err(|_| ConfigError::NoMemory)?;
         for (index, &affinity) in affinities.iter().enumerate() {
             vcpus.push(VcpuGic::new(
-                index as u8,
+                index as VcpuNumber,
                 affinity,
                 index + 1 == affinities.len(),
             ));
@@ -143,7 +143,7 @@ impl Vgic {
         let target = affinities
             .iter()
             .position(|&affinity| affinity == Affinity(0))
-            .map(|index| index as u8);
+            .map(|index| index as VcpuNumber);
         let nr_spis = (nr_irqs.min(SPI_END) - FIRST_SPI) as usize;
         let mut spis = Vec::new();
         spis.try_reserve_exact(nr_spis)
@@ -375,7 +375,7 @@ impl Vgic {
         }
     }
 
-    pub(crate) fn kick(&mut self, vcpu: Option<u8>) -> Kicks {
+    pub(crate) fn kick(&mut self, vcpu: Option<VcpuNumber>) -> Kicks {
         match vcpu.and_then(|index| Some((index, self.vcpus.get_mut(usize::from(index))?))) {
             Some((index, vcpu)) => {
                 vcpu.dirty = true;
@@ -394,7 +394,7 @@ impl VcpuGic {
         }
     }
 
-    fn new(index: u8, affinity: Affinity, last_in_region: bool) -> Self {
+    fn new(index: VcpuNumber, affinity: Affinity, last_in_region: bool) -> Self {
         let ppi = Irq {
             group1: true,
             target: Some(index),

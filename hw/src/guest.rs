@@ -10,74 +10,14 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use umbra_arm64::Pa;
 
+use crate::debug::DebugRegs;
+pub use crate::frame::{Frame, HwPstate};
+use crate::pmu::PmuRegs;
 use crate::regs::{insn, mrs, msr};
 use crate::sabotage::{Safeguard, left_out};
 use crate::traps::{self, Traps};
 use crate::vectors::{self, CAUSE_IRQ, CAUSE_SERROR, CAUSE_SYNC};
 use crate::{fp, mem, percpu, user};
-
-/// The general registers of a vCPU. The assembly knows the layout.
-#[derive(Clone, Debug)]
-#[repr(C)]
-pub struct Frame {
-    /// X0 to X30.
-    pub x: [u64; 31],
-    /// Program counter.
-    pub pc: u64,
-    pstate: u64,
-}
-
-impl Default for Frame {
-    fn default() -> Self {
-        Self {
-            x: [0; 31],
-            pc: 0,
-            pstate: HwPstate::EL1H_MASKED.0,
-        }
-    }
-}
-
-/// A PSTATE that may go into SPSR_EL2 when a guest is entered: EL0t, EL1t or EL1h in AArch64, and
-/// only bits the architecture defines. EL2's own modes cannot be named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HwPstate(u64);
-
-impl HwPstate {
-    /// EL1h with D, A, I, F masked: the reset value of a vCPU.
-    pub const EL1H_MASKED: Self = Self(0x3c5);
-    /// N Z C V, TCO, DIT, UAO, PAN, SS, IL, SSBS, BTYPE, DAIF, M.
-    const ALLOWED: u64 = 0xf000_0000 | 0x03c0_0000 | 0x30_0000 | 1 << 12 | 0b11 << 10 | 0x3cf;
-
-    /// `raw` as a guest's PSTATE, undefined bits dropped; `None` for a mode a guest cannot have.
-    pub fn new(raw: u64) -> Option<Self> {
-        match raw & 0x1f {
-            0b0_0000 | 0b0_0100 | 0b0_0101 => Some(Self(raw & Self::ALLOWED)),
-            _ if left_out(Safeguard::Pstate) => Some(Self::EL1H_MASKED),
-            _ => None,
-        }
-    }
-
-    /// The bits.
-    pub const fn raw(self) -> u64 {
-        self.0
-    }
-}
-
-impl Frame {
-    /// PSTATE as saved at the last exit or set since.
-    pub fn pstate(&self) -> HwPstate {
-        HwPstate(self.pstate)
-    }
-
-    /// Sets PSTATE for the next entry.
-    pub fn set_pstate(&mut self, pstate: HwPstate) {
-        self.pstate = pstate.0;
-    }
-
-    pub(crate) fn raw_pstate(&self) -> u64 {
-        self.pstate
-    }
-}
 
 /// Why a guest stopped, before anything of it was read.
 #[derive(Clone, Copy, Debug)]
@@ -122,13 +62,16 @@ pub enum Exit {
     },
 }
 
-/// Runs the guest whose registers are loaded until its next exit. `watch` is called right before
+/// Runs the guest whose registers are loaded until its next exit, with these debug registers and
+/// performance counters if it needs any. `watch` is called right before
 /// (`None`) and right after it ran: there nothing is in registers that a call would have to save.
 #[inline]
 pub fn run(
     frame: &mut Frame,
     hcr: u64,
     fp: &mut fp::FpState,
+    debug: Option<&DebugRegs>,
+    mut counters: Option<&mut PmuRegs>,
     watch: impl Fn(&Frame, Option<Cause>),
 ) -> Exit {
     fp.load();
@@ -139,10 +82,23 @@ pub fn run(
     if fp_traps {
         fp::trap_guest(traps.fp.get(), traps.cpacr.get());
     }
+    if let Some(debug) = debug {
+        debug.load();
+    }
     watch(frame, None);
+    // Last, and first again: umbra's own instructions do not count.
+    if let Some(counters) = &counters {
+        counters.load();
+    }
     // SAFETY: PSTATE is an `HwPstate` (the hardware wrote it at the last exit, or `set_pstate`), so
     // ERET goes to EL1 or EL0, which reach memory only through the VTTBR_EL2 that was loaded.
     let cause = unsafe { vectors::umbra_enter_guest(frame) };
+    if let Some(counters) = &mut counters {
+        counters.unload();
+    }
+    if let Some(debug) = debug {
+        debug.unload();
+    }
     watch(frame, Some(Cause(cause)));
     if fp_traps {
         fp::trap_nothing();
@@ -152,6 +108,9 @@ pub fn run(
 
 /// HCR_EL2.VSE: a virtual SError waits for the guest to unmask it.
 pub const HCR_VSE: u64 = 1 << 8;
+
+/// HCR_EL2.VF and VI: a virtual FIQ or IRQ waits, of a GIC that the VMM has.
+pub const HCR_LINES: u64 = 0b11 << 6;
 
 /// Sets the syndrome of the virtual SError (VSESR_EL2; only with FEAT_RAS).
 pub fn set_serror_syndrome(iss: u64) {
@@ -164,9 +123,9 @@ pub fn serror_waits() -> bool {
     mrs!("hcr_el2") & HCR_VSE != 0
 }
 
-/// Before this CPU waits: a virtual SError would end the wait.
+/// Before this CPU waits: a virtual SError or interrupt would end the wait.
 pub fn withdraw_serror() {
-    set_hcr(percpu::this().hcr.get() & !HCR_VSE);
+    set_hcr(percpu::this().hcr.get() & !(HCR_VSE | HCR_LINES));
 }
 
 /// SCTLR of the EL1&0 regime as loaded on this CPU (SCTLR_EL12).

@@ -18,8 +18,10 @@ mod vectors;
 
 pub mod aspace;
 pub mod copy;
+pub mod debug;
 pub mod disk;
 pub mod fp;
+mod frame;
 pub mod gic;
 pub mod guest;
 pub mod heap;
@@ -27,6 +29,7 @@ pub mod idregs;
 pub mod lost;
 pub mod mem;
 pub mod pauth;
+pub mod pmu;
 pub mod psci;
 pub mod rtc;
 pub mod sabotage;
@@ -99,4 +102,5 @@ fn init_cpu() {
     fp::init_cpu();
     tlb::guests_local();
     traps::init_cpu();
+    pmu::init_cpu();
 }

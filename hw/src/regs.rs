@@ -6,7 +6,7 @@
 
 /// Reads a system register.
 macro_rules! mrs {
-    ($name:literal) => {{
+    ($name:expr) => {{
         let value: u64;
         // SAFETY: reading a system register has no effect on memory; the ones read in this crate
         // have no side effects but those their callers want.
@@ -19,7 +19,7 @@ macro_rules! mrs {
 
 /// Writes a system register. The caller states, in a `SAFETY` comment, why the write is sound.
 macro_rules! msr {
-    ($name:literal, $value:expr) => {{
+    ($name:expr, $value:expr) => {{
         let value: u64 = $value;
         core::arch::asm!(concat!("msr ", $name, ", {}"), in(reg) value, options(nostack, preserves_flags));
     }};

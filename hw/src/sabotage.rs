@@ -57,6 +57,8 @@ safeguards! {
     RunPage = "run-page",
     /// Trapping debug registers and performance counters.
     DebugTraps = "debug-traps",
+    /// Switching a guest's debugging off when it leaves.
+    DebugOff = "debug-off",
     /// Taking list registers back when a vCPU's registers are put away.
     VgicSync = "vgic-sync",
     /// Interrupting a CPU whose vCPU has something to look at.

@@ -36,7 +36,7 @@ const CNTHCTL_GUEST: u64 = 0b11 << 10;
 /// what is written without a word.
 const CNTHCTL_ALIASES: u64 = 0b11 << 15;
 /// HCRX_EL2.MSCEn: memory copy instructions are the guest's.
-const MSCEN: u64 = 1 << 11;
+pub const MSCEN: u64 = 1 << 11;
 const TPMCR: u64 = 1 << 5;
 const TPM: u64 = 1 << 6;
 const TDA: u64 = 1 << 9;
@@ -73,7 +73,9 @@ impl Traps {
     ///
     /// A guest at virtual EL2 reaches MDSCR_EL1 without a trap if the machine can tell it from the rest
     /// of the debug registers: FEAT_NV2 keeps it in the page.
-    pub fn own(virtual_el2: bool) -> Self {
+    ///
+    /// `hcrx` is what HCRX_EL2 enables for this guest.
+    pub fn own(virtual_el2: bool, hcrx: u64) -> Self {
         let counters = mrs!("s3_3_c9_c12_0") >> 11 & 0x1f; // PMCR_EL0.N
         let mut fine = [0; 6];
         let mdcr = if left_out(Safeguard::DebugTraps) {
@@ -86,7 +88,7 @@ impl Traps {
             TDRA | TDOSA | TDA | TPM | TPMCR | counters
         };
         Self {
-            hcrx: MSCEN,
+            hcrx,
             mdcr,
             cnthctl: if virtual_el2 && has_ecv() {
                 CNTHCTL_GUEST | CNTHCTL_ALIASES
@@ -124,6 +126,11 @@ impl Standing {
             fp: Cell::new(false),
             cpacr: Cell::new(false),
         }
+    }
+
+    /// MDCR_EL2.
+    pub(crate) fn mdcr(&self) -> u64 {
+        self.mdcr.get()
     }
 }
 
@@ -171,8 +178,8 @@ pub(crate) fn load(traps: &Traps) {
     }
 }
 
-/// No guest's traps until one is loaded. MDSCR_EL1 stays zero as long as guests' debug registers are
-/// emulated.
+/// No guest's traps until one is loaded. MDSCR_EL1 is zero but while a guest runs that uses debugging
+/// ([`debug`](crate::debug)).
 pub(crate) fn init_cpu() {
     load(&Traps {
         hcrx: MSCEN,

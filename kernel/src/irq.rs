@@ -1,6 +1,7 @@
 //! Physical interrupts: taken by polling, at exits and in the idle loop.
 
 use umbra_hw::gic::{self, IntId};
+use umbra_hw::pmu::PMU_PPI;
 use umbra_hw::timer::{HYP_TIMER_PPI, PHYS_TIMER_PPI, VIRT_TIMER_PPI};
 use umbra_trace::Event;
 
@@ -36,6 +37,7 @@ pub(crate) fn init_cpu() {
         gic::enable_private(sgi as u32, true);
     }
     gic::enable_private(MAINTENANCE_PPI, true);
+    gic::enable_private(PMU_PPI, true);
     umbra_hw::timer::init_cpu();
 }
 
@@ -53,6 +55,8 @@ pub(crate) fn poll() {
                 kvm::fired();
                 continue;
             }
+            // A guest's counter overflowed: its exit has seen to it, and the line is low again.
+            IntId(PMU_PPI) => {}
             // The GIC wants the list registers looked at: the vCPU that is loaded here does.
             IntId(MAINTENANCE_PPI) => kvm::maintenance(),
             IntId(HYP_TIMER_PPI) => {

@@ -404,6 +404,7 @@ plain!(
     kvm_create_device,
     kvm_userspace_memory_region,
     kvm_bindings::kvm_userspace_memory_region2,
+    kvm_bindings::kvm_guest_debug,
     kvm_bindings::kvm_one_reg,
     kvm_bindings::kvm_mp_state,
     kvm_bindings::kvm_vcpu_events,

@@ -31,6 +31,8 @@ pub struct Config {
     pub nested: bool,
     /// The VM has a GICv3.
     pub gicv3: bool,
+    /// Performance counters were asked for.
+    pub pmu: bool,
 }
 
 /// The number of encodings in op0 3, op1 0, CRn 0, CRm 0–7.
@@ -142,6 +144,7 @@ impl IdRegs {
             ecv: has(SysReg::ID_AA64MMFR0_EL1, 60),
             lor: has(SysReg::ID_AA64MMFR1_EL1, 16),
             gicv3: has(SysReg::ID_AA64PFR0_EL1, 24),
+            pmu: has(dfr0, 8),
         }
     }
 
@@ -226,16 +229,19 @@ mod tests {
             pauth: false,
             nested: false,
             gicv3: false,
+            pmu: false,
         },
         Config {
             pauth: true,
             nested: false,
             gicv3: true,
+            pmu: true,
         },
         Config {
             pauth: true,
             nested: true,
             gicv3: true,
+            pmu: true,
         },
     ];
 
@@ -276,7 +282,7 @@ mod tests {
                 (SysReg::ID_AA64PFR1_EL1, "MTE", 0),
                 (SysReg::ID_AA64PFR1_EL1, "SME", 0),
                 (SysReg::ID_AA64PFR1_EL1, "GCS", 0),
-                (SysReg::ID_AA64DFR0_EL1, "PMUVer", 0),
+                (SysReg::ID_AA64DFR0_EL1, "PMUVer", config.pmu.into()),
                 (SysReg::ID_AA64DFR0_EL1, "PMSVer", 0),
                 (SysReg::ID_AA64DFR0_EL1, "BRBE", 0),
                 (SysReg::ID_AA64DFR0_EL1, "TraceBuffer", 0),

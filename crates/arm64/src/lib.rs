@@ -9,6 +9,7 @@ pub mod fault;
 pub mod granule;
 pub mod hpfar;
 pub mod idreg;
+pub mod pmu;
 pub mod sysreg;
 pub mod tag;
 pub mod tlbi;

@@ -44,10 +44,38 @@ pub struct DeviceAttr {
 
 /// vCPU group: performance counters.
 pub const KVM_ARM_VCPU_PMU_V3_CTRL: u32 = 0;
+/// Attribute of [`KVM_ARM_VCPU_PMU_V3_CTRL`]: the overflow interrupt.
+pub const KVM_ARM_VCPU_PMU_V3_IRQ: u64 = 0;
+/// The PMU is complete.
+pub const KVM_ARM_VCPU_PMU_V3_INIT: u64 = 1;
+/// Which events may be counted.
+pub const KVM_ARM_VCPU_PMU_V3_FILTER: u64 = 2;
+/// Which of the host's PMUs.
+pub const KVM_ARM_VCPU_PMU_V3_SET_PMU: u64 = 3;
+/// How many event counters.
+pub const KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS: u64 = 4;
+
+/// `struct kvm_pmu_event_filter`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct PmuEventFilter {
+    /// The first event.
+    pub base_event: u16,
+    /// How many.
+    pub nevents: u16,
+    /// 0: allowed, 1: denied.
+    pub action: u8,
+    /// Ignored.
+    pub pad: [u8; 3],
+}
 /// vCPU group: the INTIDs of the timers; the value is an `i32`.
 pub const KVM_ARM_VCPU_TIMER_CTRL: u32 = 1;
 /// vCPU group: stolen time.
 pub const KVM_ARM_VCPU_PVTIME_CTRL: u32 = 2;
+/// Attribute of [`KVM_ARM_VCPU_PVTIME_CTRL`]: where the structure lies.
+pub const KVM_ARM_VCPU_PVTIME_IPA: u64 = 0;
 /// Timer attribute: the virtual timer of EL1.
 pub const KVM_ARM_VCPU_TIMER_IRQ_VTIMER: u64 = 0;
 /// Timer attribute: the physical timer of EL1.

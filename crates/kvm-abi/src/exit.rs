@@ -64,6 +64,9 @@ pub const ARM_SEA_FLAG_GPA_VALID: u64 = 1 << 0;
 /// holds its L2 physical address. From the top, where Linux will not meet it soon.
 pub const ARM_SEA_FLAG_NESTED: u64 = 1 << 63;
 
+/// `flags` of a KVM_EXIT_DEBUG: `hsr_high` is valid.
+pub const KVM_DEBUG_ARCH_HSR_HIGH_VALID: u16 = 1;
+
 /// Why KVM_RUN returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -229,8 +232,17 @@ impl Exit {
         }
     }
 
+    /// `flags` of the page.
+    fn flags(&self) -> u16 {
+        match self {
+            Self::Debug { .. } => KVM_DEBUG_ARCH_HSR_HIGH_VALID,
+            _ => 0,
+        }
+    }
+
     /// Writes the exit into the page, its fields before its reason.
     pub fn write_to(&self, page: &dyn RunPage) {
+        page.store_u32(run::FLAGS_WORD, u32::from(self.flags()) << 16);
         match *self {
             Self::Unknown { .. } | Self::Intr | Self::DirtyRingFull => {}
             Self::Hypercall { nr, flags } => {

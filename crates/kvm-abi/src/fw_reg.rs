@@ -7,7 +7,10 @@
 use crate::errno::Errno;
 use crate::psci::Version;
 use crate::reg::{FwBitmap, FwReg};
-use crate::smccc::{STD_TRNG, Services, VENDOR_HYP_FEATURES, Workaround};
+use crate::smccc::{
+    STD_HYP_PV_TIME, STD_TRNG, Services, VENDOR_HYP_2, VENDOR_HYP_FEATURES, VENDOR_HYP_PTP,
+    Workaround,
+};
 
 /// The version register of a vCPU without KVM_ARM_VCPU_PSCI_0_2: KVM's own PSCI 0.1.
 const PSCI_0_1: u64 = 1;
@@ -54,8 +57,9 @@ impl Services {
     pub const fn bitmap(&self, bitmap: FwBitmap) -> u64 {
         match bitmap {
             FwBitmap::Std => self.std,
+            FwBitmap::StdHyp => self.std_hyp,
             FwBitmap::VendorHyp => self.vendor_hyp,
-            FwBitmap::StdHyp | FwBitmap::VendorHyp2 => 0,
+            FwBitmap::VendorHyp2 => self.vendor_hyp_2,
         }
     }
 
@@ -71,8 +75,9 @@ impl Services {
     ) -> Result<(), Errno> {
         let offered = match bitmap {
             FwBitmap::Std => STD_TRNG,
-            FwBitmap::VendorHyp => VENDOR_HYP_FEATURES,
-            FwBitmap::StdHyp | FwBitmap::VendorHyp2 => 0,
+            FwBitmap::StdHyp => STD_HYP_PV_TIME,
+            FwBitmap::VendorHyp => VENDOR_HYP_FEATURES | VENDOR_HYP_PTP,
+            FwBitmap::VendorHyp2 => VENDOR_HYP_2,
         };
         if value & !offered != 0 {
             return Err(Errno::EINVAL);
@@ -82,8 +87,9 @@ impl Services {
         }
         match bitmap {
             FwBitmap::Std => self.std = value,
+            FwBitmap::StdHyp => self.std_hyp = value,
             FwBitmap::VendorHyp => self.vendor_hyp = value,
-            FwBitmap::StdHyp | FwBitmap::VendorHyp2 => {}
+            FwBitmap::VendorHyp2 => self.vendor_hyp_2 = value,
         }
         Ok(())
     }
@@ -190,13 +196,16 @@ mod tests {
             Err(Errno::EINVAL)
         );
         assert_eq!(
-            services.set_bitmap(FwBitmap::StdHyp, 1, false),
+            services.set_bitmap(FwBitmap::StdHyp, 2, false),
             Err(Errno::EINVAL)
         );
         assert_eq!(services.set_bitmap(FwBitmap::VendorHyp2, 0, true), Ok(()));
         assert_eq!(services.set_bitmap(FwBitmap::Std, 0, false), Ok(()));
         assert_eq!(services.bitmap(FwBitmap::Std), 0);
-        assert_eq!(services.bitmap(FwBitmap::VendorHyp), VENDOR_HYP_FEATURES);
+        assert_eq!(services.bitmap(FwBitmap::StdHyp), 1);
+        assert_eq!(services.bitmap(FwBitmap::VendorHyp), 3);
+        assert_eq!(services.set_bitmap(FwBitmap::VendorHyp2, 3, false), Ok(()));
+        assert_eq!(services.bitmap(FwBitmap::VendorHyp2), 3);
         assert_eq!(
             services.set_bitmap(FwBitmap::Std, 1, true),
             Err(Errno::EBUSY)

@@ -1,13 +1,14 @@
 //! The list that KVM_GET_REG_LIST gives: every id that KVM_GET_ONE_REG answers for a vCPU.
 //!
-//! The order is Linux's: core, firmware, firmware bitmaps, timers, system registers by encoding,
-//! then CCSIDR. A register that a core or timer id names is not listed a second time by its
+//! The order is Linux's: core, firmware, firmware bitmaps, timers, system registers by encoding (the
+//! performance counters' behind them), then CCSIDR. A register that a core or timer id names is not listed a second time by its
 //! encoding, and what the vCPU lacks is not listed at all. [`resolve`] is the way back, from an id
 //! to the place its value lives in; it refuses exactly what the list leaves out.
 
 use crate::errno::Errno;
 use crate::reg::{CoreReg, FwBitmap, FwReg, RegId, RegKind, TimerId};
 use umbra_arm64::idreg::{IdRegs, cache};
+use umbra_arm64::pmu;
 use umbra_arm64::sysreg::{Features, Reg, SysReg};
 
 /// Where the value of a register id lives.
@@ -21,6 +22,8 @@ pub enum Place {
     Id(SysReg),
     /// A timer.
     Timer(TimerId),
+    /// The performance counters.
+    Pmu(SysReg),
     /// CCSIDR_EL1 for this selection, 32 bits; writes must not change it.
     Ccsidr(u8),
     /// A firmware pseudo-register.
@@ -76,6 +79,7 @@ pub fn places<'a>(features: &'a Features, ids: &'a IdRegs) -> impl Iterator<Item
         .chain(TimerId::ALL.map(Place::Timer))
         .chain(id_registers().map(Place::Id))
         .chain(state.map(Place::State))
+        .chain(pmu::saved().filter(|_| features.pmu).map(Place::Pmu))
         .chain(
             (0..14)
                 .filter(|select| has_cache(ids, *select))
@@ -93,7 +97,7 @@ impl From<Place> for RegId {
         Self::from(match place {
             Place::Core(reg) => RegKind::Core(reg),
             Place::State(reg) => RegKind::Sysreg(reg.info().enc),
-            Place::Id(enc) => RegKind::Sysreg(enc),
+            Place::Id(enc) | Place::Pmu(enc) => RegKind::Sysreg(enc),
             Place::Timer(timer) => RegKind::Timer(timer),
             Place::Ccsidr(select) => RegKind::Ccsidr(select),
             Place::Fw(reg) => RegKind::Fw(reg),
@@ -114,6 +118,9 @@ pub fn resolve(id: RegId, features: &Features, ids: &IdRegs) -> Result<Place, Er
         RegKind::FwFeatBmap(bitmap) => Ok(Place::FwFeatBmap(bitmap)),
         RegKind::Ccsidr(select) if has_cache(ids, select) => Ok(Place::Ccsidr(select)),
         RegKind::Sysreg(enc) if id_registers().any(|listed| listed == enc) => Ok(Place::Id(enc)),
+        RegKind::Sysreg(enc) if features.pmu && pmu::saved().any(|listed| listed == enc) => {
+            Ok(Place::Pmu(enc))
+        }
         RegKind::Sysreg(enc) => match Reg::from_enc(enc) {
             Some(reg) if reg.exists(features) && !has_other_id(reg) => Ok(Place::State(reg)),
             _ => Err(Errno::ENOENT),

@@ -39,6 +39,8 @@ pub const IMMEDIATE_EXIT: usize = 1;
 pub const EXIT_REASON: usize = 8;
 /// `flags`, u16.
 pub const FLAGS: usize = 14;
+/// The word whose upper half `flags` is; the lower is x86's.
+pub const FLAGS_WORD: usize = 12;
 /// The start of the exit's own fields.
 pub const EXIT: usize = 32;
 /// `kvm_valid_regs`, u64.

@@ -28,6 +28,9 @@ const TRNG_RND32: u32 = 0x8400_0053;
 const TRNG_RND64: u32 = 0xc400_0053;
 const VENDOR_CALL_UID: u32 = 0x8600_ff01;
 const VENDOR_FEATURES: u32 = 0x8600_0000;
+const VENDOR_PTP: u32 = 0x8600_0001;
+const PV_TIME_FEATURES: u32 = 0xc500_0020;
+const PV_TIME_ST: u32 = 0xc500_0021;
 
 /// KVM's identity, 28b46fb6-2ec5-11e9-a9ca-4b564d003a74, as four little-endian words: guests look
 /// for it before they use KVM's calls.
@@ -42,8 +45,15 @@ pub const TRNG_NO_ENTROPY: u64 = -3i64 as u64;
 
 /// Bit 0 of the bitmap of standard services: TRNG.
 pub const STD_TRNG: u64 = 1 << 0;
-/// Bit 0 of the bitmap of vendor services: the call that gives the bitmap.
+/// Bit 0 of the bitmap of standard hypervisor services: stolen time.
+pub const STD_HYP_PV_TIME: u64 = 1 << 0;
+/// Bit 0 of the bitmap of vendor services: the calls that name the vendor and give the bitmap.
 pub const VENDOR_HYP_FEATURES: u64 = 1 << 0;
+/// Bit 1 of it: the host's clock beside a counter.
+pub const VENDOR_HYP_PTP: u64 = 1 << 1;
+/// The second bitmap of vendor services, whose calls are the VMM's to answer: which implementations the
+/// guest may meet (bits 0 and 1).
+pub const VENDOR_HYP_2: u64 = 0b11;
 
 /// The state of a processor flaw that firmware can work round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +102,12 @@ pub struct Services {
     pub psci: psci::Offer,
     /// Standard services: [`STD_TRNG`].
     pub std: u64,
-    /// Vendor services: [`VENDOR_HYP_FEATURES`].
+    /// Standard hypervisor services: [`STD_HYP_PV_TIME`].
+    pub std_hyp: u64,
+    /// Vendor services: [`VENDOR_HYP_FEATURES`], [`VENDOR_HYP_PTP`].
     pub vendor_hyp: u64,
+    /// Vendor services that a VMM answers: of [`VENDOR_HYP_2`].
+    pub vendor_hyp_2: u64,
     /// Spectre variant 2.
     pub workaround_1: Workaround,
     /// Spectre variant 4.
@@ -108,7 +122,9 @@ impl Default for Services {
         Self {
             psci: psci::Offer::default(),
             std: STD_TRNG,
-            vendor_hyp: VENDOR_HYP_FEATURES,
+            std_hyp: STD_HYP_PV_TIME,
+            vendor_hyp: VENDOR_HYP_FEATURES | VENDOR_HYP_PTP,
+            vendor_hyp_2: 0,
             workaround_1: Workaround::NotAvailable,
             workaround_2: Workaround::NotAvailable,
             workaround_3: Workaround::NotAvailable,
@@ -125,6 +141,15 @@ pub enum SmcccAction {
     Return4([u64; 4]),
     /// PSCI.
     Psci(PsciAction),
+    /// Stolen time (DEN 0057): 0 if the vCPU has a place for it, else [`NOT_SUPPORTED`].
+    StolenTimeIsThere,
+    /// Stolen time begins: its place, or [`NOT_SUPPORTED`].
+    StolenTime,
+    /// The host's clock and the counter at the same time, as [`clock`] has it.
+    Clock {
+        /// The physical counter, not the virtual one.
+        physical: bool,
+    },
     /// Fetch three random words and return [`entropy`] of them.
     Random {
         /// How many bits, 1 to 192, or to 96 for a 32-bit call.
@@ -144,6 +169,7 @@ pub fn call(
     let function = args[0] as u32;
     let [_, a1, a2, a3] = args;
     let trng = services.std & STD_TRNG != 0;
+    let pv_time = services.std_hyp & STD_HYP_PV_TIME != 0;
     let vendor = services.vendor_hyp & VENDOR_HYP_FEATURES != 0;
     match function {
         _ if psci::is_psci(function) => SmcccAction::Psci(psci::call(
@@ -164,8 +190,20 @@ pub fn call(
         TRNG_GET_UUID if trng => SmcccAction::Return4(TRNG_UID),
         TRNG_RND32 if trng => random(a1 & 0xffff_ffff, false),
         TRNG_RND64 if trng => random(a1, true),
-        VENDOR_CALL_UID => SmcccAction::Return4(KVM_UID),
-        VENDOR_FEATURES if vendor => SmcccAction::Return4([services.vendor_hyp, 0, 0, 0]),
+        VENDOR_CALL_UID if vendor => SmcccAction::Return4(KVM_UID),
+        VENDOR_FEATURES if vendor => {
+            SmcccAction::Return4([services.vendor_hyp, 0, services.vendor_hyp_2, 0])
+        }
+        VENDOR_PTP if services.vendor_hyp & VENDOR_HYP_PTP != 0 => match a1 as u32 {
+            0 => SmcccAction::Clock { physical: false },
+            1 => SmcccAction::Clock { physical: true },
+            _ => SmcccAction::Return(NOT_SUPPORTED),
+        },
+        PV_TIME_FEATURES if pv_time => match a1 as u32 {
+            PV_TIME_FEATURES | PV_TIME_ST => SmcccAction::StolenTimeIsThere,
+            _ => SmcccAction::Return(NOT_SUPPORTED),
+        },
+        PV_TIME_ST if pv_time => SmcccAction::StolenTime,
         _ => SmcccAction::Return(NOT_SUPPORTED),
     }
 }
@@ -189,6 +227,9 @@ pub const fn has_owner(function: u32) -> bool {
                 | TRNG_RND64
                 | VENDOR_CALL_UID
                 | VENDOR_FEATURES
+                | VENDOR_PTP
+                | PV_TIME_FEATURES
+                | PV_TIME_ST
         )
 }
 
@@ -198,6 +239,7 @@ fn arch_feature(function: u32, services: &Services) -> u64 {
         ARCH_WORKAROUND_1 => services.workaround_1.feature(),
         ARCH_WORKAROUND_2 => services.workaround_2.feature(),
         ARCH_WORKAROUND_3 => services.workaround_3.feature(),
+        PV_TIME_FEATURES if services.std_hyp & STD_HYP_PV_TIME != 0 => 0,
         _ => NOT_SUPPORTED,
     }
 }
@@ -211,6 +253,17 @@ fn random(bits: u64, wide: bool) -> SmcccAction {
         bits: bits as u32,
         wide,
     }
+}
+
+/// x0 to x3 of the clock call: nanoseconds since 1970, then ticks, the upper word of each first.
+pub const fn clock(nanoseconds: u64, ticks: u64) -> [u64; 4] {
+    const LOW: u64 = 0xffff_ffff;
+    [
+        nanoseconds >> 32,
+        nanoseconds & LOW,
+        ticks >> 32,
+        ticks & LOW,
+    ]
 }
 
 /// x0 to x3 of a TRNG call for `bits` random bits: success, then the bits with the least
@@ -349,20 +402,45 @@ mod tests {
     fn a_service_that_is_off_is_unknown() {
         let none = Services {
             std: 0,
+            std_hyp: 0,
             vendor_hyp: 0,
             ..Services::default()
         };
-        for function in [0x8400_0050u64, 0x8400_0052, 0xc400_0053, 0x8600_0000] {
-            let off = call([function, 64, 0, 0], &none, 0, &One);
+        for (function, argument) in [
+            (0x8400_0050u64, 64),
+            (0x8400_0052, 64),
+            (0xc400_0053, 64),
+            (0x8600_ff01, 0),
+            (0x8600_0000, 0),
+            (0x8600_0001, 1),
+            (0xc500_0020, 0xc500_0021),
+            (0xc500_0021, 0),
+            (0x8000_0001, 0xc500_0020),
+        ] {
+            let args = [function, argument, 0, 0];
+            let off = call(args, &none, 0, &One);
             assert_eq!(off, SmcccAction::Return(NOT_SUPPORTED), "{function:#x}");
-            assert_ne!(
-                ask([function, 64, 0, 0]),
-                SmcccAction::Return(NOT_SUPPORTED)
-            );
+            assert_ne!(ask(args), SmcccAction::Return(NOT_SUPPORTED));
         }
+        let all = Services {
+            vendor_hyp_2: 1,
+            ..Services::default()
+        };
         assert_eq!(
-            ask([0x8600_0000, 0, 0, 0]),
-            SmcccAction::Return4([1, 0, 0, 0])
+            call([0x8600_0000, 0, 0, 0], &all, 0, &One),
+            SmcccAction::Return4([3, 0, 1, 0])
+        );
+    }
+
+    #[test]
+    fn the_clock_is_beside_one_of_two_counters() {
+        let clock_call = |which| ask([0x8600_0001, which, 0, 0]);
+        assert_eq!(clock_call(0), SmcccAction::Clock { physical: false });
+        assert_eq!(clock_call(1), SmcccAction::Clock { physical: true });
+        assert_eq!(clock_call(2), SmcccAction::Return(NOT_SUPPORTED));
+        assert_eq!(
+            clock(0x1111_2222_3333_4444, 0x5555_6666_7777_8888),
+            [0x1111_2222, 0x3333_4444, 0x5555_6666, 0x7777_8888]
         );
     }
 

@@ -132,6 +132,10 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
             }
             Ok(())
         }
+        ProcFile::SchedStat => {
+            let (ran, waited, turns) = sched::current().statistics();
+            writeln!(out, "{ran} {waited} {turns}")
+        }
         ProcFile::EinjTable
         | ProcFile::BadFrames
         | ProcFile::PageMap

@@ -10,7 +10,7 @@ use umbra_kvm_abi::exit::{Exit as VmmExit, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_RE
 
 use super::run::Next;
 use super::vcpu::{State, Vcpu, has_ras};
-use super::{fault, firmware, inject, nested, sea, sysreg};
+use super::{debug, fault, firmware, inject, nested, sea, sysreg};
 
 /// A synchronous exit.
 pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfar: u64) -> Next {
@@ -40,6 +40,9 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
     // Aborts are decoded once, by `classify`.
     if matches!(esr.ec(), Ec::DataAbortLower | Ec::InstructionAbortLower) {
         return abort(vcpu, state, esr, far, hpfar);
+    }
+    if let Some(next) = debug::exit(state, esr.ec(), esr.raw(), far) {
+        return next;
     }
     if state.world == World::Nested && nested::is_theirs(&vcpu.hw.lock(), state, esr.syndrome()) {
         let exception = nested::Exception::Sync {
@@ -188,6 +191,7 @@ fn serror_effect(vcpu: &Arc<Vcpu>, state: &mut State, effect: SErrorEffect) -> N
 /// Past the instruction that trapped: four bytes, there is no AArch32.
 pub(super) fn skip(state: &mut State) {
     state.frame.pc = state.frame.pc.wrapping_add(4);
+    debug::stepped(state);
 }
 
 /// The value of general register `n` of an instruction, 31 being zero.

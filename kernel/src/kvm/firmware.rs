@@ -15,6 +15,7 @@ use umbra_kvm_abi::smccc::{self, SmcccAction};
 use umbra_kvm_abi::smccc_filter::Handler;
 use umbra_kvm_abi::vcpu::Power;
 
+use super::pvtime;
 use super::run::Next;
 use super::vcpu::{PowerState, Start, State, Vcpu, request};
 use super::vm::Vm;
@@ -98,6 +99,26 @@ pub(super) fn call(vcpu: &Arc<Vcpu>, state: &mut State, smc: bool) -> Next {
             let word = |n: usize| u64::from_le_bytes(core::array::from_fn(|at| random[8 * n + at]));
             let random = [word(0), word(1), word(2)];
             state.frame.x[..4].copy_from_slice(&smccc::entropy(bits, wide, random));
+            Next::Guest
+        }
+        SmcccAction::StolenTimeIsThere => {
+            state.frame.x[0] = match state.stolen {
+                Some(_) => 0,
+                None => smccc::NOT_SUPPORTED,
+            };
+            Next::Guest
+        }
+        SmcccAction::StolenTime => {
+            let at = pvtime::begin(vcpu, state);
+            state.frame.x[0] = at.map_or(smccc::NOT_SUPPORTED, |at| at.raw());
+            Next::Guest
+        }
+        SmcccAction::Clock { physical } => {
+            let ticks = umbra_hw::timer::ticks();
+            let virt = vcpu.vm.counter_offset.load(Ordering::Acquire);
+            let count = ticks.wrapping_sub(if physical { 0 } else { virt });
+            let clock = smccc::clock(crate::sys::time::realtime_at(ticks), count);
+            state.frame.x[..4].copy_from_slice(&clock);
             Next::Guest
         }
         SmcccAction::Psci(action) => psci(vcpu, state, &view, action),

@@ -8,7 +8,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use umbra_arm64::Ipa;
 use umbra_hw::sync::SpinLock;
-use umbra_kvm_abi::irq::{IrqFd, IrqLevel, IrqLine, Route};
+use umbra_kvm_abi::irq::{
+    IrqFd, IrqLevel, IrqLine, KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE, Route,
+};
 use umbra_linux::Errno;
 use umbra_vgic::{
     Access, Affinity, Config, Frame, Kicks, LrFile, Placement, Refusal, SgiRegister, Vgic, Vtr,
@@ -40,6 +42,8 @@ pub(super) struct Gic {
     vgic: SpinLock<Option<Vgic>>,
     ready: AtomicBool,
     irqfds: SpinLock<Vec<Arc<IrqSink>>>,
+    /// Whether an irqfd wants to know of ends.
+    resamples: AtomicBool,
 }
 
 /// A guest hypervisor's GIC maintenance interrupt.
@@ -61,6 +65,7 @@ impl Gic {
             vgic: SpinLock::new("vgic", 165, None),
             ready: AtomicBool::new(false),
             irqfds: SpinLock::new("irqfds", 105, Vec::new()),
+            resamples: AtomicBool::new(false),
         }
     }
 
@@ -118,6 +123,11 @@ impl Gic {
         }
         *self.vgic.lock() = Some(vgic);
         self.ready.store(true, Ordering::Release);
+        // Irqfds may have come before.
+        let sinks = self.irqfds.lock().clone();
+        for sink in sinks.iter().filter(|sink| sink.resample.is_some()) {
+            self.notify_ends(vm, sink.gsi);
+        }
         Ok(())
     }
 
@@ -257,7 +267,7 @@ impl Gic {
     pub(super) fn has_pending(&self, vcpu: &Vcpu) -> bool {
         if !self.is_initialised() {
             let hw = vcpu.hw.lock();
-            return timer::lines(vcpu, &hw).high != 0;
+            return timer::lines(vcpu, &hw).high != 0 || vcpu.lines.load(Ordering::SeqCst) != 0;
         }
         self.refresh(vcpu);
         let vmcr = vcpu.hw.lock().cpuif.vmcr;
@@ -349,16 +359,45 @@ impl Gic {
 
     /// KVM_IRQ_LINE.
     pub(super) fn irq_line(&self, vm: &Vm, line: &IrqLevel) -> Result<(), Errno> {
+        let level = line.level != 0;
+        let parsed = abi(IrqLine::parse(line.irq))?;
+        if let IrqLine::Cpu { vcpu, pin } = parsed {
+            return self.cpu_line(vm, vcpu, pin == 1, level);
+        }
         if !self.is_initialised() {
             return Err(Errno::ENXIO);
         }
-        let level = line.level != 0;
-        let (vcpu, intid) = match abi(IrqLine::parse(line.irq))? {
+        let (vcpu, intid) = match parsed {
             IrqLine::Spi { intid } => (0, intid.into()),
             IrqLine::Ppi { vcpu, intid } => (vcpu as usize, intid.into()),
             IrqLine::Cpu { .. } => return Err(Errno::EINVAL),
         };
         self.set_level(vm, vcpu, intid, level)
+    }
+
+    /// The line of a device of umbra's own. No lock of the ladder from `vgic` on may be held.
+    pub(super) fn set_line(&self, vm: &Vm, vcpu: usize, intid: u32, level: bool) {
+        // A line that is not there is nobody's to hear of.
+        let _ = self.set_level(vm, vcpu, intid, level);
+    }
+
+    /// The IRQ or FIQ pin of a vCPU, which a GIC of the VMM's drives. `ENXIO`: the VM has a GIC itself;
+    /// `EINVAL`: no such vCPU.
+    fn cpu_line(&self, vm: &Vm, id: u32, is_fiq: bool, level: bool) -> Result<(), Errno> {
+        if self.layout.lock().created {
+            return Err(Errno::ENXIO);
+        }
+        let vcpus = vm.all_vcpus();
+        let vcpu = vcpus.iter().find(|vcpu| vcpu.id == id);
+        let vcpu = vcpu.ok_or(Errno::EINVAL)?;
+        let bit = if is_fiq { 1 << 6 } else { 1 << 7 };
+        if level {
+            vcpu.lines.fetch_or(bit, Ordering::SeqCst);
+        } else {
+            vcpu.lines.fetch_and(!bit, Ordering::SeqCst);
+        }
+        vcpu.kick(request::GIC);
+        Ok(())
     }
 
     fn set_level(&self, vm: &Vm, vcpu: usize, intid: u32, level: bool) -> Result<(), Errno> {
@@ -372,6 +411,9 @@ impl Gic {
 
 /// Makes vCPUs look at their interrupts. No lock may be held.
 pub(super) fn deliver(vm: &Vm, kicks: Kicks) {
+    if vm.gic.resamples.load(Ordering::Acquire) {
+        vm.gic.resample(vm);
+    }
     for index in kicks.iter() {
         if let Some(vcpu) = vm.vcpu(index) {
             vcpu.kick(request::GIC);
@@ -384,6 +426,8 @@ struct IrqSink {
     vm: Weak<Vm>,
     gsi: u32,
     event: Arc<EventFd>,
+    /// The SPI is a level: it stays high until the guest has ended it, which is told here.
+    resample: Option<Arc<EventFd>>,
 }
 
 impl EventSink for IrqSink {
@@ -393,6 +437,10 @@ impl EventSink for IrqSink {
         match vm.routes.of(self.gsi) {
             Some(Route::Pin { pin }) => {
                 let intid = pin + umbra_vgic::FIRST_SPI;
+                if self.resample.is_some() {
+                    let _ = vm.gic.set_level(&vm, 0, intid, true);
+                    return;
+                }
                 vm.gic.with(&vm, |vgic| {
                     ((), vgic.inject_edge(0, intid).unwrap_or(Kicks::NONE))
                 });
@@ -406,15 +454,53 @@ impl EventSink for IrqSink {
     }
 }
 
+impl Gic {
+    /// Levels of irqfds that the guest has ended: they fall, and whoever raised them is told.
+    fn resample(&self, vm: &Vm) {
+        let ended = match self.vgic.lock().as_mut() {
+            Some(vgic) => vgic.take_eois(),
+            None => return,
+        };
+        if ended.is_empty() {
+            return;
+        }
+        let sinks = self.irqfds.lock().clone();
+        for sink in sinks {
+            let (Some(told), Some(Route::Pin { pin })) = (&sink.resample, vm.routes.of(sink.gsi))
+            else {
+                continue;
+            };
+            let intid = pin + umbra_vgic::FIRST_SPI;
+            if ended.contains(intid) {
+                let _ = self.set_level(vm, 0, intid, false);
+                told.signal(1);
+            }
+        }
+    }
+
+    /// Whether a sink wants to be told of the ends of its SPI.
+    fn notify_ends(&self, vm: &Vm, gsi: u32) {
+        if let Some(Route::Pin { pin }) = vm.routes.of(gsi) {
+            self.resamples.store(true, Ordering::Release);
+            self.with(vm, |vgic| {
+                let kicks = vgic.set_notify_eoi(pin + umbra_vgic::FIRST_SPI, true);
+                ((), kicks.unwrap_or(Kicks::NONE))
+            });
+        }
+    }
+}
+
 /// KVM_IRQFD.
 pub(super) fn irqfd(vm: &Arc<Vm>, call: &Call<'_>, request: &IrqFd) -> Result<(), Errno> {
-    const DEASSIGN: u32 = 1;
-    if request.flags & !DEASSIGN != 0 {
+    const DEASSIGN: u32 = KVM_IRQFD_FLAG_DEASSIGN;
+    if request.flags & !(DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE) != 0 {
         return Err(Errno::EINVAL);
     }
-    let file = call.process.file(request.fd)?;
-    let file: Arc<dyn core::any::Any + Send + Sync> = file;
-    let event = file.downcast::<EventFd>().map_err(|_| Errno::EINVAL)?;
+    let eventfd = |fd| {
+        let file: Arc<dyn core::any::Any + Send + Sync> = call.process.file(fd)?;
+        file.downcast::<EventFd>().map_err(|_| Errno::EINVAL)
+    };
+    let event = eventfd(request.fd)?;
     if request.flags & DEASSIGN != 0 {
         let mut sinks = vm.gic.irqfds.lock();
         sinks.retain(|sink| !(sink.gsi == request.gsi && Arc::ptr_eq(&sink.event, &event)));
@@ -423,13 +509,19 @@ pub(super) fn irqfd(vm: &Arc<Vm>, call: &Call<'_>, request: &IrqFd) -> Result<()
     if !vm.gic.layout.lock().created {
         return Err(Errno::EAGAIN);
     }
+    let resamples = request.flags & KVM_IRQFD_FLAG_RESAMPLE != 0;
+    let resample = resamples.then(|| eventfd(request.resamplefd)).transpose()?;
     let sink = Arc::new(IrqSink {
         vm: Arc::downgrade(vm),
         gsi: request.gsi,
         event: event.clone(),
+        resample,
     });
     let listener: Arc<dyn EventSink> = sink.clone();
     event.watch(&listener)?;
     vm.gic.irqfds.lock().push(sink);
+    if resamples {
+        vm.gic.notify_ends(vm, request.gsi);
+    }
     Ok(())
 }

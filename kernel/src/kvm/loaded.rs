@@ -119,7 +119,7 @@ pub(super) fn machine(vcpu: &Vcpu, hw: &Hw, wishes: &Loaded) -> Machine {
     let (vpidr, vmpidr) = if hw.is_below() {
         (hw.regs.get(Reg::VpidrEl2), hw.regs.get(Reg::VmpidrEl2))
     } else {
-        (umbra_hw::idregs::read(0, 0), vcpu.mpidr())
+        (hw.midr, vcpu.mpidr())
     };
     let bits = if hw.shadow.is_some() {
         vm.machine.pa_bits

@@ -309,6 +309,11 @@ impl Memory {
     }
 
     /// The slot that `ipa` lies in.
+    pub(super) fn has_slots(&self) -> bool {
+        self.slots.bytes() != 0
+    }
+
+    /// The slot that an address lies in.
     pub(super) fn slot_at(&self, ipa: Ipa) -> Option<Slot> {
         self.slots.at(ipa)
     }

@@ -62,6 +62,14 @@ pub(super) fn access(
         skip(state);
         return Next::Guest;
     }
+    if let Some(value) = data
+        && vm.coalesced.queue(ipa.raw(), len, value)
+    {
+        events::mmio(vcpu, state, ipa, len, data, MmioBy::Vmm);
+        vcpu.stats.mmio_kernel.count();
+        skip(state);
+        return Next::Guest;
+    }
     events::mmio(vcpu, state, ipa, len, data, MmioBy::Vmm);
     vcpu.stats.mmio_user.count();
     state.pending_mmio = Some(PendingMmio { access, write });

@@ -5,12 +5,14 @@
 //!                               │                          │                  │
 //!                    memory (slots, stage 2)      loaded (EL1 in hardware)   exit ─► fault, sysreg, firmware
 //!                    gic, its, ioeventfd          state (registers)                  inject, mmio, sea
-//!                    slots, dirty, routing        stats, timer                       nested (virtual EL2)
+//!                    slots, dirty, routing        stats, timer, pvtime, pmu          nested (virtual EL2), debug
 //! ```
 //!
 //! Numbers, structures, errors and their order are Linux's; where not, `docs/abi.md` says so. A guest
 //! can cause no error here: whatever it does has an outcome in the guest or a named exit.
 
+mod coalesced;
+mod debug;
 mod device;
 mod dirty;
 mod events;
@@ -27,6 +29,8 @@ mod memory;
 mod mmio;
 mod nested;
 mod onereg;
+mod pmu;
+mod pvtime;
 mod regs;
 mod routing;
 mod run;
@@ -37,6 +41,7 @@ mod stats;
 mod sysreg;
 mod system;
 mod timer;
+mod user_lines;
 mod vcpu;
 mod vm;
 

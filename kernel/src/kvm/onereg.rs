@@ -21,10 +21,10 @@ use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_PSCI_0_2, VcpuFeatures};
 use umbra_linux::Errno;
 use zerocopy::IntoBytes;
 
-use super::nested;
 use super::sysreg::shown_id_regs;
 use super::vcpu::{State, Vcpu, request};
 use super::vm::abi;
+use super::{nested, pmu};
 use super::{read_struct, write_struct};
 use crate::mm::Mm;
 
@@ -112,6 +112,7 @@ fn read(vcpu: &Vcpu, state: &mut State, place: Place) -> u128 {
         Place::State(reg) => vcpu.hw.lock().regs.get_any(reg),
         Place::Id(enc) => state.id_regs.get(enc),
         Place::Timer(timer) => read_timer(vcpu, timer),
+        Place::Pmu(enc) => pmu::save(state, enc),
         Place::Ccsidr(select) => ccsidr(state, select),
         Place::Fw(reg) => vcpu.vm.services.lock().fw_reg(reg, has_psci_0_2(state)),
         Place::FwFeatBmap(bitmap) => vcpu.vm.services.lock().bitmap(bitmap),
@@ -133,6 +134,10 @@ fn write(vcpu: &Vcpu, state: &mut State, place: Place, wide: u128) -> Result<(),
         Place::Id(enc) => write_id(vcpu, state, enc, value),
         Place::Timer(timer) => {
             write_timer(vcpu, timer, value);
+            Ok(())
+        }
+        Place::Pmu(enc) => {
+            pmu::restore(vcpu, state, enc, value);
             Ok(())
         }
         // Made up from CTR_EL0, and of no use but to be consistent.
@@ -206,10 +211,11 @@ fn write_core(vcpu: &Vcpu, state: &mut State, reg: CoreReg, value: u64) -> Resul
 /// Registers of the register file take any value, as the guest could write it, but for those whose
 /// value others rely on.
 fn write_state(vcpu: &Vcpu, reg: Reg, value: u64) -> Result<(), Errno> {
+    if reg == Reg::MpidrEl1 {
+        vcpu.set_mpidr(value)?;
+    }
     let mut hw = vcpu.hw.lock();
     let fixed = match reg {
-        // The GIC, PSCI and VMPIDR_EL2 know the vCPU by it.
-        Reg::MpidrEl1 => u64::MAX,
         Reg::OslsrEl1 => !OSLK,
         _ => 0,
     };
@@ -251,6 +257,13 @@ fn write_id(vcpu: &Vcpu, state: &mut State, enc: SysReg, value: u64) -> Result<(
     if is_aarch32_id(enc) {
         return Ok(());
     }
+    let named = matches!(
+        enc,
+        SysReg::MIDR_EL1 | SysReg::REVIDR_EL1 | SysReg::AIDR_EL1
+    );
+    if named {
+        return write_implementation(vcpu, state, enc, value);
+    }
     if vcpu.vm.has_run() {
         return if value == state.id_regs.get(enc) {
             Ok(())
@@ -268,6 +281,32 @@ fn write_id(vcpu: &Vcpu, state: &mut State, enc: SysReg, value: u64) -> Result<(
         .lock()
         .get_or_insert(state.id_regs)
         .set(enc, value);
+    adopt_id_regs(vcpu, state);
+    Ok(())
+}
+
+/// Whose processor it is: the machine's, unless the VMM has KVM_CAP_ARM_WRITABLE_IMP_ID_REGS.
+fn write_implementation(
+    vcpu: &Vcpu,
+    state: &mut State,
+    enc: SysReg,
+    value: u64,
+) -> Result<(), Errno> {
+    if value == state.id_regs.get(enc) {
+        return Ok(());
+    }
+    if !vcpu.vm.options.lock().writable_imp_ids {
+        return Err(Errno::EINVAL);
+    }
+    if vcpu.vm.has_run() {
+        return Err(Errno::EBUSY);
+    }
+    if enc == SysReg::MIDR_EL1 && value >> 32 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut set = vcpu.vm.id_regs.lock();
+    set.get_or_insert(state.id_regs).set(enc, value);
+    drop(set);
     adopt_id_regs(vcpu, state);
     Ok(())
 }

@@ -22,7 +22,10 @@ use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_PTRAUTH_ADDRESS, Power, VcpuFeatures};
 use umbra_linux::Errno;
 
 use super::vcpu::{State, Vcpu, request};
-use super::{device, events, exit, inject, loaded, mmio, nested, onereg, timer};
+use super::{
+    debug, device, events, exit, inject, loaded, mmio, nested, onereg, pmu, pvtime, timer,
+    user_lines,
+};
 use crate::file::Call;
 use crate::mm::SharedPages;
 use crate::{irq, sched, trace};
@@ -147,10 +150,12 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
     }
     if !state.started {
         onereg::adopt_id_regs(vcpu, &mut state);
+        state.has_gic = vcpu.vm.gic.layout.lock().created;
         if !vcpu.vm.gic.is_initialised() {
             without_gic(vcpu, &mut state);
         }
         device::check_before_run(&vcpu.vm)?;
+        pmu::check(vcpu, &mut state)?;
         vcpu.hw.lock().settle_traps(&mut state);
         state.started = true;
     }
@@ -159,8 +164,13 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
     if !nested::arrive(vcpu, &mut state) {
         return Err(Errno::ENOMEM);
     }
+    debug::arm(&vcpu.hw.lock(), &mut state);
+    let State { debug, frame, .. } = &mut *state;
+    debug.begin(frame);
     mmio::complete(&mut state, page);
     if run_page::immediate_exit(page) {
+        let State { debug, frame, .. } = &mut *state;
+        debug.end(frame);
         return Err(Errno::EINTR);
     }
     let outside = state.signal_mask.map(|mask| call.thread.replace_mask(mask));
@@ -171,6 +181,11 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
         call.thread.replace_mask(mask);
     }
     vcpu.leave_el0();
+    let State { debug, frame, .. } = &mut *state;
+    debug.end(frame);
+    if !state.has_gic {
+        user_lines::show(vcpu, &state);
+    }
     let thread = call.thread.tid as u64;
     match result {
         Next::Vmm(exit) => {
@@ -214,7 +229,11 @@ fn turns(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
             Powered::Interrupted => return Next::Vmm(VmmExit::Intr),
         }
         loaded::load(vcpu);
+        if !state.has_gic && user_lines::changed(vcpu, state) {
+            return Next::Vmm(VmmExit::Intr);
+        }
         inject::pending(vcpu, state);
+        pvtime::update(vcpu, state);
         // An abort for virtual EL2 changes what has to be loaded.
         loaded::load(vcpu);
         match enter(vcpu, state, call) {
@@ -285,9 +304,18 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
                 events::edge(vcpu, world, frame, cause);
             }
         };
-        let exit = guest::run(&mut state.frame, state.hcr, &mut state.fp, watch);
+        let hcr = state.hcr | vcpu.lines.load(Ordering::SeqCst);
+        let exit = guest::run(
+            &mut state.frame,
+            hcr,
+            &mut state.fp,
+            state.debug.loaded(),
+            pmu::for_entry(&mut state.pmu),
+            watch,
+        );
         vcpu.stats.exit(state.world, &exit);
         vcpu.running_on.store(0, Ordering::SeqCst);
+        pmu::collect(vcpu, state);
         inject::collect_serror(vcpu, state);
         timer::resample(vcpu);
         let next = match exit {

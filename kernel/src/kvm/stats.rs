@@ -153,7 +153,7 @@ impl VcpuStats {
         self.exits.iter().map(|exits| exits[kind].get()).sum()
     }
 
-    fn list(&self, names: &[[String; KINDS.len()]; STOREYS]) -> Vec<u8> {
+    fn list(&self, id: &str, names: &[[String; KINDS.len()]; STOREYS]) -> Vec<u8> {
         let all = self.exits.iter().flatten().map(Counter::get).sum();
         let mut stats = alloc::vec![
             Stat::count("halt_wakeup", self.waits.get()),
@@ -177,7 +177,7 @@ impl VcpuStats {
                 stats.push(Stat::count(name, count.get()));
             }
         }
-        file("vcpu", &stats)
+        file(id, &stats)
     }
 }
 
@@ -189,7 +189,7 @@ fn file(id: &str, stats: &[Stat<'_>]) -> Vec<u8> {
     bytes
 }
 
-fn of_vm(vm: &Vm) -> Vec<u8> {
+fn of_vm(id: &str, vm: &Vm) -> Vec<u8> {
     let (shadows, canonical) = {
         let memory = vm.memory.lock();
         (memory.shadows.summary(), memory.ahead())
@@ -209,7 +209,7 @@ fn of_vm(vm: &Vm) -> Vec<u8> {
         Stat::count("canonical_ahead_used", canonical.used),
         Stat::count("canonical_ahead_unused", canonical.unused),
     ];
-    file("vm", &stats)
+    file(id, &stats)
 }
 
 /// Whose statistics a file shows.
@@ -221,23 +221,27 @@ enum Source {
 /// An open statistics file.
 pub(super) struct StatsFile {
     source: Source,
+    /// `kvm-PID`, and for a vCPU `/vcpu-ID` behind it.
+    id: String,
     position: SpinLock<u64>,
 }
 
 impl StatsFile {
     /// That of a VM.
-    pub(super) fn of_vm(vm: &Arc<Vm>) -> StatsFile {
-        StatsFile::new(Source::Vm(vm.clone()))
+    pub(super) fn of_vm(vm: &Arc<Vm>, pid: i32) -> StatsFile {
+        StatsFile::new(Source::Vm(vm.clone()), format!("kvm-{pid}"))
     }
 
     /// That of a vCPU.
-    pub(super) fn of_vcpu(vcpu: &Arc<Vcpu>) -> StatsFile {
-        StatsFile::new(Source::Vcpu(vcpu.clone()))
+    pub(super) fn of_vcpu(vcpu: &Arc<Vcpu>, pid: i32) -> StatsFile {
+        let id = format!("kvm-{pid}/vcpu-{}", vcpu.id);
+        StatsFile::new(Source::Vcpu(vcpu.clone()), id)
     }
 
-    fn new(source: Source) -> StatsFile {
+    fn new(source: Source, id: String) -> StatsFile {
         StatsFile {
             source,
+            id,
             position: SpinLock::new("stats", 66, 0),
         }
     }
@@ -245,10 +249,10 @@ impl StatsFile {
     fn bytes(&self) -> Vec<u8> {
         crate::mem::top_up();
         match &self.source {
-            Source::Vm(vm) => of_vm(vm),
+            Source::Vm(vm) => of_vm(&self.id, vm),
             Source::Vcpu(vcpu) => {
                 let name = |storey: &str| KINDS.map(|kind| format!("exits_{storey}_{kind}"));
-                vcpu.stats.list(&STOREY_NAMES.map(name))
+                vcpu.stats.list(&self.id, &STOREY_NAMES.map(name))
             }
         }
     }

@@ -6,13 +6,15 @@ use umbra_arm64::esr::SysRegTrap;
 use umbra_arm64::idreg::{self, Config, IdRegs, cache, masks};
 use umbra_arm64::sysreg::{self, Emulated, Reg, SgiGroup, SysReg, TimerReg, TrapAction};
 use umbra_hw::sabotage::{Safeguard, left_out};
-use umbra_kvm_abi::vcpu::{KVM_ARM_VCPU_HAS_EL2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, VcpuFeatures};
+use umbra_kvm_abi::vcpu::{
+    KVM_ARM_VCPU_HAS_EL2, KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_PTRAUTH_ADDRESS, VcpuFeatures,
+};
 use umbra_vgic::SgiRegister;
 
 use super::exit::{read_x, skip, write_x};
 use super::run::Next;
 use super::vcpu::{State, Vcpu, request};
-use super::{inject, nested};
+use super::{debug, inject, nested, pmu};
 
 /// What a vCPU with these features sees in its ID registers.
 pub(super) fn shown_id_regs(features: VcpuFeatures) -> IdRegs {
@@ -36,6 +38,7 @@ pub(super) fn shown_id_regs(features: VcpuFeatures) -> IdRegs {
             pauth,
             nested: features.has(KVM_ARM_VCPU_HAS_EL2),
             gicv3: true,
+            pmu: features.has(KVM_ARM_VCPU_PMU_V3),
         },
     )
 }
@@ -56,6 +59,15 @@ pub(super) fn access(vcpu: &Arc<Vcpu>, state: &mut State, trap: SysRegTrap) -> N
         }
         TrapAction::WriteIgnored => true,
         TrapAction::Undef => false,
+        TrapAction::Pmu(enc) => {
+            match pmu::access(vcpu, state, enc, (!trap.read).then_some(value)) {
+                Some(found) if trap.read => {
+                    write_x(state, trap.rt, found);
+                    true
+                }
+                done => done.is_some(),
+            }
+        }
         TrapAction::Nested(enc) => nested::sysreg(vcpu, state, enc, trap.read, trap.rt, value),
         TrapAction::State(reg) if trap.read => {
             let stored = vcpu.hw.lock().regs.get_any(reg);
@@ -64,7 +76,11 @@ pub(super) fn access(vcpu: &Arc<Vcpu>, state: &mut State, trap: SysRegTrap) -> N
         }
         TrapAction::State(reg) => {
             let value = masks::res(reg, &state.id_regs).map_or(value, |res| res.sanitise(value));
-            vcpu.hw.lock().regs.set_any(reg, value);
+            let mut hw = vcpu.hw.lock();
+            hw.regs.set_any(reg, value);
+            if debug::concerns(reg) {
+                debug::arm(&hw, state);
+            }
             true
         }
         TrapAction::Emulate(what) => emulate(vcpu, state, what, trap.read, trap.rt, value),
@@ -100,11 +116,11 @@ fn emulate(
         Emulated::CacheSelect => vcpu.hw.lock().regs.set(Reg::CsselrEl1, value & 0x1f),
         // With FWB the guest's memory is coherent whatever its attributes: nothing to clean.
         Emulated::SetWay => {}
-        Emulated::OsLock => vcpu
-            .hw
-            .lock()
-            .regs
-            .set(Reg::OslsrEl1, (value & 1) << 1 | 1 << 3),
+        Emulated::OsLock => {
+            let mut hw = vcpu.hw.lock();
+            hw.regs.set(Reg::OslsrEl1, (value & 1) << 1 | 1 << 3);
+            debug::arm(&hw, state);
+        }
         Emulated::Sgi(group) => {
             let register = match group {
                 SgiGroup::Sgi1 => SgiRegister::Sgi1r,

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use umbra_kvm_abi::cap;
 use umbra_kvm_abi::ioctl;
 use umbra_kvm_abi::memory::{KVM_USER_MEM_SLOTS, MachineType};
+use umbra_kvm_abi::vcpu::KVM_GUESTDBG_VALID_MASK;
 use umbra_linux::Errno;
 
 use super::memory::Machine;
@@ -13,10 +14,20 @@ use crate::file::{Call, File};
 
 /// vCPUs a VM may have.
 pub(super) const MAX_VCPUS: usize = umbra_vgic::MAX_VCPUS;
+/// Block sizes that a stage 2 may have: 4 KiB, 2 MiB, 1 GiB, a bit each.
+const BLOCK_SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
+
+/// Whether blocks may be split ahead in pieces of `bytes`; 0 is not at all.
+pub(super) fn is_chunk(bytes: u64) -> bool {
+    bytes == 0 || bytes.is_power_of_two() && BLOCK_SIZES & bytes != 0
+}
+
 /// The ABI's version, for ever 12.
 const API_VERSION: u64 = 12;
-/// Bytes of the run page's mapping.
+/// Bytes of the run page.
 pub(super) const RUN_BYTES: u64 = 4096;
+/// Bytes of a vCPU's mapping: behind the run page, the VM's ring of queued writes (`coalesced`).
+pub(super) const MAPPING_BYTES: u64 = RUN_BYTES + 4096;
 
 /// /dev/kvm, opened.
 pub(super) struct System;
@@ -50,7 +61,17 @@ pub(super) fn extension(number: u64, vm: Option<&Arc<Vm>>) -> u64 {
         | cap::KVM_CAP_ARM_SEA_TO_USER
         | cap::KVM_CAP_ARM_SYSTEM_SUSPEND
         | cap::KVM_CAP_BINARY_STATS_FD
+        | cap::KVM_CAP_HALT_POLL
+        | cap::KVM_CAP_ARM_WRITABLE_IMP_ID_REGS
+        | cap::KVM_CAP_IRQFD_RESAMPLE
+        | cap::KVM_CAP_ARM_USER_IRQ
+        // The page of the vCPU's mapping that the ring is.
+        | cap::KVM_CAP_COALESCED_MMIO
         | cap::KVM_CAP_IRQCHIP => 1,
+        cap::KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE => {
+            vm.map_or(0, |vm| vm.options.lock().split_chunk)
+        }
+        cap::KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES => BLOCK_SIZES,
         cap::KVM_CAP_MSI_DEVID => vm.map_or(0, |vm| vm.itses.are_there().into()),
         cap::KVM_CAP_SYNC_MMU
         | cap::KVM_CAP_SIGNAL_MSI
@@ -72,6 +93,11 @@ pub(super) fn extension(number: u64, vm: Option<&Arc<Vm>>) -> u64 {
         cap::KVM_CAP_ARM_PTRAUTH_ADDRESS | cap::KVM_CAP_ARM_PTRAUTH_GENERIC => {
             u64::from(super::vcpu::has_pauth())
         }
+        cap::KVM_CAP_SET_GUEST_DEBUG | cap::KVM_CAP_STEAL_TIME | cap::KVM_CAP_PTP_KVM => 1,
+        cap::KVM_CAP_ARM_PMU_V3 => u64::from(umbra_hw::pmu::version() != 0),
+        cap::KVM_CAP_SET_GUEST_DEBUG2 => u64::from(KVM_GUESTDBG_VALID_MASK),
+        cap::KVM_CAP_GUEST_DEBUG_HW_BPS => umbra_hw::debug::breakpoints() as u64,
+        cap::KVM_CAP_GUEST_DEBUG_HW_WPS => umbra_hw::debug::watchpoints() as u64,
         cap::KVM_CAP_ARM_EL2 => u64::from(super::vcpu::has_nv2()),
         cap::KVM_CAP_ARM_INJECT_SERROR_ESR => u64::from(super::vcpu::has_ras()),
         _ => 0,
@@ -105,7 +131,7 @@ impl File for System {
                 if arg != 0 {
                     return Err(Errno::EINVAL);
                 }
-                Ok(RUN_BYTES)
+                Ok(MAPPING_BYTES)
             }
             // As Linux answers on arm64, what it knows elsewhere included.
             _ => Err(Errno::EINVAL),

@@ -6,11 +6,11 @@
 //! anybody may set to make the vCPU look: a *kick*.
 
 use alloc::sync::{Arc, Weak};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use umbra_abort::World;
 use umbra_arm64::idreg::IdRegs;
-use umbra_arm64::sysreg::{Features, Identity};
+use umbra_arm64::sysreg::{Features, Identity, SysReg};
 use umbra_hw::fp::FpState;
 use umbra_hw::guest::{Frame, HwPstate};
 use umbra_hw::sabotage::{Safeguard, left_out};
@@ -20,9 +20,9 @@ use umbra_kvm_abi::device::DeviceAttr;
 use umbra_kvm_abi::ioctl;
 use umbra_kvm_abi::reg::OneReg;
 use umbra_kvm_abi::vcpu::{
-    KVM_ARM_VCPU_HAS_EL2, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
-    KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC, MpState, Power, SignalMask,
-    VcpuEvents, VcpuFeatures, VcpuInit,
+    GuestDebug, KVM_ARM_VCPU_HAS_EL2, KVM_ARM_VCPU_PMU_V3, KVM_ARM_VCPU_POWER_OFF,
+    KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC, MpState,
+    Power, SignalMask, VcpuEvents, VcpuFeatures, VcpuInit,
 };
 use umbra_linux::Errno;
 use umbra_nested::route::{Masks, Own};
@@ -61,6 +61,12 @@ pub(super) fn has_ras() -> bool {
     umbra_hw::idregs::read(4, 0) >> 28 & 0xf != 0
 }
 
+/// MPIDR_EL1 of vCPU `id`: sixteen to a cluster, as Linux has it.
+fn usual_mpidr(id: u32) -> u64 {
+    let id = u64::from(id);
+    1 << 31 | id & 0xf | (id >> 4 & 0xff) << 8 | (id >> 12 & 0xff) << 16
+}
+
 /// What belongs to the thread that runs the vCPU or changes it.
 pub(super) struct State {
     pub(super) frame: Frame,
@@ -73,6 +79,11 @@ pub(super) struct State {
     pub(super) pending_mmio: Option<PendingMmio>,
     /// KVM_SET_VCPU_EVENTS asked for an external abort, with the address of the last fault.
     pub(super) pending_abort: bool,
+    pub(super) debug: super::debug::Debug,
+    /// Its performance counters, if the VMM asked for them.
+    pub(super) pmu: Option<alloc::boxed::Box<super::pmu::VcpuPmu>>,
+    /// Where the guest finds how much time was stolen from it.
+    pub(super) stolen: Option<super::pvtime::StolenTime>,
     /// PC when the tables were last dropped because hardware's walk of them failed.
     pub(super) dropped_at: Option<u64>,
     /// A PSTATE of the VMM's that is one of the other world's: the vCPU goes there when it is run next.
@@ -89,6 +100,8 @@ pub(super) struct State {
     pub(super) hcr: u64,
     /// Which storey runs.
     pub(super) world: World,
+    /// The VM has a GIC; else the VMM has one, and hears of the timers in the run page.
+    pub(super) has_gic: bool,
     /// What only the first KVM_RUN looks at is in order.
     pub(super) started: bool,
     /// KVM_SET_SIGNAL_MASK: what is blocked during KVM_RUN, bit n - 1 for signal n.
@@ -102,6 +115,8 @@ pub(super) struct Hw {
     pub(super) cpuif: CpuIf,
     /// ICH_HCR_EL2 as it should stand while the guest runs.
     pub(super) ich_hcr: u64,
+    /// MIDR_EL1 as the guest sees it.
+    pub(super) midr: u64,
     /// CNTVOFF_EL2 it was last loaded with.
     pub(super) cntvoff: u64,
     /// How often it was put away.
@@ -134,9 +149,11 @@ impl Hw {
 
     /// Works out what follows from the ID registers, which change no more once the vCPU runs.
     pub(super) fn settle_traps(&mut self, state: &mut State) {
-        let ctr = state.id_regs.get(umbra_arm64::sysreg::SysReg::CTR_EL0);
+        let ctr = state.id_regs.get(SysReg::CTR_EL0);
         self.masks = Masks::of(&state.id_regs);
-        self.own = super::nested::own(state.init.unwrap_or_default(), ctr);
+        self.midr = state.id_regs.get(SysReg::MIDR_EL1);
+        let has_mops = state.id_regs.field(SysReg::ID_AA64ISAR2_EL1, 16) != 0;
+        self.own = super::nested::own(state.init.unwrap_or_default(), ctr, has_mops);
         state.hcr = super::nested::wishes(self).hcr;
     }
 }
@@ -162,6 +179,7 @@ pub(super) struct Vcpu {
     pub(super) id: u32,
     /// Its place in the VM's list.
     index: usize,
+    mpidr: AtomicU64,
     pub(super) page: Arc<SharedPages>,
     pub(super) state: Mutex<State>,
     pub(super) hw: SpinLock<Hw>,
@@ -170,6 +188,8 @@ pub(super) struct Vcpu {
     requests: AtomicU32,
     /// CPU + 1 while the run loop is past its last look at the requests.
     pub(super) running_on: AtomicUsize,
+    /// HCR_EL2.VI and VF: the lines of a GIC that the VMM has.
+    pub(super) lines: AtomicU64,
     blocked: AtomicBool,
     runner: SpinLock<Option<Arc<Thread>>>,
     /// Timer lines that were high when the list registers were made: a bit per PPI.
@@ -190,7 +210,7 @@ impl Vcpu {
     /// A vCPU that was not initialised. `ENOMEM`.
     pub(super) fn new(vm: &Arc<Vm>, id: u32, index: usize) -> Result<Arc<Self>, Errno> {
         crate::mem::top_up();
-        let page = SharedPages::new(1).ok_or(Errno::ENOMEM)?;
+        let page = SharedPages::before(1, Some(vm.coalesced.ring.clone())).ok_or(Errno::ENOMEM)?;
         Ok(Arc::new_cyclic(|me| Self {
             me: me.clone(),
             timers_high: AtomicU32::new(0),
@@ -198,6 +218,7 @@ impl Vcpu {
             vm: vm.clone(),
             id,
             index,
+            mpidr: AtomicU64::new(usual_mpidr(id)),
             page,
             state: Mutex::new(State {
                 frame: Frame::default(),
@@ -208,6 +229,9 @@ impl Vcpu {
                 pending_mmio: None,
                 pending_abort: false,
                 told: None,
+                debug: super::debug::Debug::default(),
+                pmu: None,
+                stolen: None,
                 dropped_at: None,
                 arrival: None,
                 roots_replaced: 0,
@@ -215,6 +239,7 @@ impl Vcpu {
                 last_far: 0,
                 hcr: 0,
                 world: World::Plain,
+                has_gic: false,
                 started: false,
                 signal_mask: None,
             }),
@@ -226,6 +251,7 @@ impl Vcpu {
                     lrs: LrFile::EMPTY,
                     cpuif: CpuIf::default(),
                     ich_hcr: 0,
+                    midr: umbra_hw::idregs::read(0, 0),
                     cntvoff: 0,
                     puts: 0,
                     virtual_el2: false,
@@ -243,6 +269,7 @@ impl Vcpu {
             stats: VcpuStats::default(),
             requests: AtomicU32::new(0),
             running_on: AtomicUsize::new(0),
+            lines: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
             runner: SpinLock::new("vcpu runner", 118, None),
         }))
@@ -253,10 +280,19 @@ impl Vcpu {
         self.index
     }
 
-    /// MPIDR_EL1 as the guest sees it: sixteen vCPUs to a cluster, as Linux has it.
+    /// MPIDR_EL1 as the guest sees it.
     pub(super) fn mpidr(&self) -> u64 {
-        let id = u64::from(self.id);
-        1 << 31 | id & 0xf | (id >> 4 & 0xff) << 8 | (id >> 12 & 0xff) << 16
+        self.mpidr.load(Ordering::Acquire)
+    }
+
+    /// The VMM says what it is. `EINVAL` once others know the vCPU by it.
+    pub(super) fn set_mpidr(&self, mpidr: u64) -> Result<(), Errno> {
+        let settled = self.vm.gic.is_initialised() || self.vm.has_run();
+        if settled && mpidr != self.mpidr() {
+            return Err(Errno::EINVAL);
+        }
+        self.mpidr.store(mpidr, Ordering::Release);
+        Ok(())
     }
 
     /// Asks the vCPU to look at `what`, wherever it is.
@@ -315,9 +351,9 @@ impl Vcpu {
         }
     }
 
-    fn identity(&self) -> Identity {
+    fn identity(&self, midr: u64) -> Identity {
         Identity {
-            midr: umbra_hw::idregs::read(0, 0),
+            midr,
             mpidr: self.mpidr(),
         }
     }
@@ -332,10 +368,17 @@ impl Vcpu {
                 .with(KVM_ARM_VCPU_PTRAUTH_ADDRESS)
                 .with(KVM_ARM_VCPU_PTRAUTH_GENERIC);
         }
+        if umbra_hw::pmu::version() != 0 {
+            offer = offer.with(KVM_ARM_VCPU_PMU_V3);
+        }
         if has_nv2() {
             offer = offer.with(KVM_ARM_VCPU_HAS_EL2);
         }
         let features = abi(init.check(offer))?;
+        if features.has(KVM_ARM_VCPU_PMU_V3) && features.has(KVM_ARM_VCPU_HAS_EL2) {
+            // MDCR_EL2.HPMN would divide the counters (docs/abi.md).
+            return Err(Errno::EINVAL);
+        }
         let mut state = self.state.lock();
         {
             let mut options = self.vm.options.lock();
@@ -386,7 +429,10 @@ impl Vcpu {
         hw.nested = nested;
         hw.settle_traps(state);
         hw.vttbr = self.vm.vttbr();
-        hw.regs.reset(&self.identity(), &state.features);
+        hw.regs.reset(
+            &self.identity(state.id_regs.get(SysReg::MIDR_EL1)),
+            &state.features,
+        );
         hw.cpuif = CpuIf::default();
         hw.maintenance = false;
         let left = hw.shadow.take();
@@ -395,15 +441,18 @@ impl Vcpu {
         if let Some(left) = left {
             self.vm.memory.lock().shadows.release(left);
         }
+        super::pmu::reset(self, state);
     }
 
     /// Begins at `start`, after a reset.
     pub(super) fn start_at(&self, state: &mut State, start: Start) {
         loaded::put(self);
-        self.reset(state);
-        state.frame.pc = start.entry;
-        state.frame.x[0] = start.context;
-        state.frame.set_pstate(HwPstate::EL1H_MASKED);
+        super::debug::around_reset(self, state, |state| {
+            self.reset(state);
+            state.frame.pc = start.entry;
+            state.frame.x[0] = start.context;
+            state.frame.set_pstate(HwPstate::EL1H_MASKED);
+        });
         if start.big_endian {
             let mut hw = self.hw.lock();
             let sctlr = hw.regs.get(umbra_arm64::sysreg::Reg::SctlrEl1);
@@ -460,7 +509,9 @@ impl VcpuFile {
 
 impl File for VcpuFile {
     fn mmap(&self, offset: u64, bytes: u64) -> Result<Object, Errno> {
-        if offset != 0 || bytes > system::RUN_BYTES {
+        // Behind the run page, at its place in the object, is the VM's ring.
+        let end = offset.checked_add(bytes);
+        if end.is_none_or(|end| end > system::MAPPING_BYTES) {
             return Err(Errno::EINVAL);
         }
         Ok(Object::Shared(self.vcpu.page.clone()))
@@ -483,10 +534,12 @@ impl File for VcpuFile {
                 vcpu.init(&read_struct::<VcpuInit>(&mm, arg)?)
             }
             r if r == ioctl::KVM_GET_STATS_FD.raw() => {
-                let file = StatsFile::of_vcpu(vcpu);
+                let file = StatsFile::of_vcpu(vcpu, call.process.pid);
                 call.process.install(Arc::new(file), true).map(u64::from)
             }
+            // As on Linux these wait for a KVM_RUN in progress.
             r if r == ioctl::KVM_GET_MP_STATE.raw() => {
+                let _idle = vcpu.state.lock();
                 let power = vcpu.power.lock().power;
                 write_struct(
                     &mm,
@@ -499,6 +552,7 @@ impl File for VcpuFile {
             }
             r if r == ioctl::KVM_SET_MP_STATE.raw() => {
                 let power = abi(Power::try_from(read_struct::<MpState>(&mm, arg)?))?;
+                let _idle = vcpu.state.lock();
                 vcpu.power.lock().power = power;
                 vcpu.kick(self::request::POWER);
                 Ok(0)
@@ -538,6 +592,10 @@ impl File for VcpuFile {
                 // Only SVE has something to finalize, and no vCPU has SVE.
                 read_struct::<u32>(&mm, arg)?;
                 Err(Errno::EINVAL)
+            }
+            r if r == ioctl::KVM_SET_GUEST_DEBUG.raw() => {
+                let debug = read_struct::<GuestDebug>(&mm, arg)?;
+                super::debug::set(vcpu, &mut vcpu.state.lock(), &debug)
             }
             r if r == ioctl::KVM_SET_SIGNAL_MASK.raw() => {
                 let mask = if arg == 0 {

@@ -12,7 +12,7 @@ use umbra_hw::sync::SpinLock;
 use umbra_kvm_abi::cap;
 use umbra_kvm_abi::device::{CreateDevice, DeviceAttr};
 use umbra_kvm_abi::ioctl;
-use umbra_kvm_abi::irq::{IoEventFd, IrqFd, IrqLevel, KVM_MSI_VALID_DEVID, Msi};
+use umbra_kvm_abi::irq::{CoalescedMmioZone, IoEventFd, IrqFd, IrqLevel, KVM_MSI_VALID_DEVID, Msi};
 use umbra_kvm_abi::memory::{
     ClearDirtyLog, DirtyLog as GetDirtyLog, KVM_DIRTY_LOG_INITIALLY_SET, KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_MAX_NR_PAGES, KVM_MEM_READONLY, KVM_USER_MEM_SLOTS, UserspaceMemoryRegion,
@@ -49,6 +49,10 @@ pub(super) struct Options {
     pub(super) sea_to_user: bool,
     /// KVM_CAP_ARM_SYSTEM_SUSPEND.
     pub(super) system_suspend: bool,
+    /// KVM_CAP_ARM_WRITABLE_IMP_ID_REGS.
+    pub(super) writable_imp_ids: bool,
+    /// KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE: remembered; blocks are split when they are written.
+    pub(super) split_chunk: u64,
     /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: `KVM_DIRTY_LOG_*`, 0 while it is not enabled.
     pub(super) manual_dirty_log: u64,
     /// The features of the first vCPU that was initialised: the others must have the same.
@@ -69,6 +73,7 @@ pub(super) struct Vm {
     pub(super) settling: Mutex<()>,
     pub(super) gic: Gic,
     pub(super) io_events: IoEvents,
+    pub(super) coalesced: super::coalesced::Coalesced,
     pub(super) options: SpinLock<Options>,
     pub(super) services: SpinLock<Services>,
     pub(super) filter: SpinLock<SmcccFilter>,
@@ -80,6 +85,8 @@ pub(super) struct Vm {
     pub(super) id_regs: SpinLock<Option<IdRegs>>,
     /// CNTVOFF_EL2 of every vCPU, in ticks.
     pub(super) counter_offset: AtomicU64,
+    /// The performance counters that its vCPUs may have.
+    pub(super) pmu: SpinLock<super::pmu::VmPmu>,
     /// Index + 1 of the vCPU that ran last on each CPU.
     pub(super) last_ran: [AtomicUsize; MAX_CPUS],
 }
@@ -128,6 +135,8 @@ impl Vm {
     pub(super) fn new(mm: Arc<Mm>, ipa_bits: u8) -> Result<Arc<Self>, Errno> {
         let machine = Machine::read();
         super::ghost::prepare();
+        // Before the tables, which only a whole VM gives back.
+        let coalesced = super::coalesced::Coalesced::new().ok_or(Errno::ENOMEM)?;
         let memory = Memory::new(&machine, ipa_bits).ok_or(Errno::ENOMEM)?;
         let vm = Arc::new(Self {
             ipa_bits,
@@ -138,6 +147,7 @@ impl Vm {
             settling: Mutex::new(()),
             gic: Gic::new(),
             io_events: IoEvents::new(),
+            coalesced,
             options: SpinLock::new("vm options", 101, Options::default()),
             services: SpinLock::new("vm services", 103, Services::default()),
             filter: SpinLock::new("smccc filter", 107, SmcccFilter::default()),
@@ -147,6 +157,7 @@ impl Vm {
             id_regs: SpinLock::new("vm id registers", 106, None),
             // The virtual counter starts at zero, as on Linux.
             counter_offset: AtomicU64::new(umbra_hw::timer::ticks()),
+            pmu: SpinLock::new("vm pmu", 111, super::pmu::VmPmu::default()),
             last_ran: [const { AtomicUsize::new(0) }; MAX_CPUS],
             mm: mm.clone(),
         });
@@ -259,8 +270,18 @@ impl Vm {
         if cap.flags != 0 {
             return Err(Errno::EINVAL);
         }
+        let has_vcpus = !self.vcpus.lock().is_empty();
+        let has_slots = self.memory.lock().has_slots();
         let mut options = self.options.lock();
         match cap.cap {
+            cap::KVM_CAP_ARM_WRITABLE_IMP_ID_REGS if !has_vcpus => options.writable_imp_ids = true,
+            cap::KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE
+                if !has_slots && system::is_chunk(cap.args[0]) =>
+            {
+                options.split_chunk = cap.args[0];
+            }
+            // WFI gives the CPU up at once, whatever the VMM allows.
+            cap::KVM_CAP_HALT_POLL if u32::try_from(cap.args[0]).is_ok() => {}
             cap::KVM_CAP_ARM_NISV_TO_USER => options.nisv_to_user = true,
             cap::KVM_CAP_ARM_SEA_TO_USER => options.sea_to_user = true,
             cap::KVM_CAP_ARM_SYSTEM_SUSPEND => options.system_suspend = true,
@@ -318,7 +339,7 @@ impl File for VmFile {
         match request {
             r if r == raw(ioctl::KVM_CHECK_EXTENSION) => Ok(system::extension(arg, Some(vm))),
             r if r == raw(ioctl::KVM_GET_STATS_FD) => {
-                let file = super::stats::StatsFile::of_vm(vm);
+                let file = super::stats::StatsFile::of_vm(vm, call.process.pid);
                 call.process.install(Arc::new(file), true).map(u64::from)
             }
             r if r == raw(ioctl::KVM_CREATE_VCPU) => Vm::create_vcpu(&self.open, call, arg),
@@ -353,6 +374,21 @@ impl File for VmFile {
             r if r == raw(ioctl::KVM_IRQ_LINE) => {
                 let line = read_struct::<IrqLevel>(&mm, arg)?;
                 vm.gic.irq_line(vm, &line).map(|()| 0)
+            }
+            r if r == raw(ioctl::KVM_IRQ_LINE_STATUS) => {
+                let line = read_struct::<IrqLevel>(&mm, arg)?;
+                vm.gic.irq_line(vm, &line)?;
+                // As on Linux for arm64 there is no status: what came in goes out.
+                write_struct(&mm, arg, &line)?;
+                Ok(0)
+            }
+            r if r == raw(ioctl::KVM_REGISTER_COALESCED_MMIO) => {
+                let zone = read_struct::<CoalescedMmioZone>(&mm, arg)?;
+                vm.coalesced.register(&zone).map(|()| 0)
+            }
+            r if r == raw(ioctl::KVM_UNREGISTER_COALESCED_MMIO) => {
+                let zone = read_struct::<CoalescedMmioZone>(&mm, arg)?;
+                vm.coalesced.unregister(&zone).map(|()| 0)
             }
             r if r == raw(ioctl::KVM_SIGNAL_MSI) => {
                 let msi = read_struct::<Msi>(&mm, arg)?;

@@ -76,29 +76,39 @@ impl PartialEq for Object {
 /// Pages that a process maps and umbra reads and writes by word: a vCPU's run page.
 pub(crate) struct SharedPages {
     pages: Vec<Pa>,
+    /// What a mapping shows behind them.
+    behind: Option<Arc<SharedPages>>,
 }
 
 impl SharedPages {
     /// `count` cleared pages; `None` when memory is out.
     pub(crate) fn new(count: usize) -> Option<Arc<Self>> {
+        Self::before(count, None)
+    }
+
+    /// `count` cleared pages with others behind them.
+    pub(crate) fn before(count: usize, behind: Option<Arc<SharedPages>>) -> Option<Arc<Self>> {
         let mut pages = Vec::new();
         for _ in 0..count {
             match mem::allocate_words(0, Owner::Shared) {
                 Some(page) => pages.push(page),
                 None => {
-                    drop(Self { pages });
+                    drop(Self { pages, behind });
                     return None;
                 }
             }
         }
-        Some(Arc::new(Self { pages }))
+        Some(Arc::new(Self { pages, behind }))
     }
 
     /// Physical page at `offset` bytes.
     pub(crate) fn page(&self, offset: u64) -> Option<Pa> {
-        self.pages
-            .get(usize::try_from(offset / FRAME).ok()?)
-            .copied()
+        let index = usize::try_from(offset / FRAME).ok()?;
+        match (self.pages.get(index), &self.behind) {
+            (Some(page), _) => Some(*page),
+            (None, Some(behind)) => behind.page(offset - self.pages.len() as u64 * FRAME),
+            (None, None) => None,
+        }
     }
 
     /// Reads bytes. The process may change them meanwhile.
@@ -111,6 +121,17 @@ impl SharedPages {
                 *byte = word.to_le_bytes()[at % 8];
             }
         }
+    }
+
+    /// Changes four bytes at an aligned offset and nothing beside them, whatever the process writes.
+    pub(crate) fn store_u32(&self, offset: usize, value: u32) {
+        let Some(page) = self.page(offset as u64) else {
+            return;
+        };
+        let shift = if offset % 8 == 4 { 32 } else { 0 };
+        let change = |word: u64| Some(word & !(0xffff_ffff << shift) | u64::from(value) << shift);
+        let word = &umbra_hw::mem::table(page)[offset % FRAME as usize / 8];
+        let _ = word.fetch_update(Ordering::Release, Ordering::Relaxed, change);
     }
 
     /// Writes bytes; what lies outside is dropped. Only the bytes named change, unless the process

@@ -92,6 +92,7 @@ pub(crate) fn current() -> Arc<Thread> {
 pub(super) fn enqueue(thread: Arc<Thread>) {
     let cpu = place(&thread);
     thread.cpu.store(cpu, Ordering::Relaxed);
+    thread.queued.store(timer::now(), Ordering::Relaxed);
     {
         let mut queue = CPUS[cpu].queue.lock();
         let runtime = queue.push(thread.clone(), thread.runtime.load(Ordering::Relaxed));
@@ -254,6 +255,8 @@ fn schedule(requeue: bool) {
     let ran = now.saturating_sub(this.since.load(Ordering::Relaxed));
     if !is_idle {
         current.runtime.fetch_add(ran, Ordering::Relaxed);
+        current.ran.fetch_add(ran, Ordering::Relaxed);
+        current.queued.store(now, Ordering::Relaxed);
     }
     let next = {
         let mut queue = this.queue.lock();
@@ -280,6 +283,9 @@ fn schedule(requeue: bool) {
     if Arc::ptr_eq(&next, &current) {
         return;
     }
+    let waited = now.saturating_sub(next.queued.load(Ordering::Relaxed));
+    next.waited.fetch_add(waited, Ordering::Relaxed);
+    next.turns.fetch_add(1, Ordering::Relaxed);
     umbra_hw::fp::save();
     next.cpu.store(umbra_hw::cpu(), Ordering::Relaxed);
     next.load_address_space();

@@ -49,6 +49,14 @@ pub(crate) struct Thread {
     pub(super) runtime: AtomicU64,
     /// CPU it runs or last ran on.
     pub(super) cpu: AtomicUsize,
+    /// When it was last put into a queue, in nanoseconds.
+    pub(super) queued: AtomicU64,
+    /// Nanoseconds it ran.
+    pub(super) ran: AtomicU64,
+    /// Nanoseconds it could have run and did not.
+    pub(super) waited: AtomicU64,
+    /// How often it got a CPU.
+    pub(super) turns: AtomicU64,
     pub(super) entry: SpinLock<Option<Entry>>,
     task: Option<Arc<dyn Task>>,
 }
@@ -70,6 +78,10 @@ impl Thread {
             ),
             runtime: AtomicU64::new(0),
             cpu: AtomicUsize::new(cpu),
+            queued: AtomicU64::new(0),
+            ran: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
             entry: SpinLock::new("thread entry", 119, None),
             task: None,
         })
@@ -94,6 +106,18 @@ impl Thread {
             State::Runnable => permit.pending = true,
             State::Dead => {}
         }
+    }
+
+    /// Nanoseconds it ran until it last left a CPU, nanoseconds it waited for one, how often it got one.
+    pub(crate) fn statistics(&self) -> (u64, u64, u64) {
+        let [ran, waited, turns] =
+            [&self.ran, &self.waited, &self.turns].map(|count| count.load(Ordering::Relaxed));
+        (ran, waited, turns)
+    }
+
+    /// Nanoseconds it could have run and did not: stolen from what it does.
+    pub(crate) fn waited(&self) -> u64 {
+        self.waited.load(Ordering::Relaxed)
     }
 
     /// Whether some CPU still runs on its stack, even if only to leave it.
@@ -176,6 +200,10 @@ fn prepare(
         ),
         runtime: AtomicU64::new(0),
         cpu: AtomicUsize::new(umbra_hw::cpu()),
+        queued: AtomicU64::new(0),
+        ran: AtomicU64::new(0),
+        waited: AtomicU64::new(0),
+        turns: AtomicU64::new(0),
         entry: SpinLock::new("thread entry", 119, Some(Box::new(entry))),
         task,
     }))

@@ -22,6 +22,23 @@ struct Start {
     umask: u32,
 }
 
+/// /proc/TID and /proc/PID of the caller are /proc/self; other threads have no directory.
+fn own_path(call: &Call<'_>, path: Vec<u8>) -> Vec<u8> {
+    let Some(rest) = path.strip_prefix(b"/proc/") else {
+        return path;
+    };
+    let digits = rest.iter().take_while(|c| c.is_ascii_digit()).count();
+    let (number, rest) = rest.split_at(digits);
+    let number = core::str::from_utf8(number)
+        .ok()
+        .and_then(|n| n.parse().ok());
+    if number == Some(call.thread.tid) || number == Some(call.process.pid) {
+        [b"/proc/self", rest].concat()
+    } else {
+        path
+    }
+}
+
 impl Start {
     fn new(call: &Call<'_>, dir: u64, path: &[u8]) -> Result<Self, Errno> {
         let file = if int(dir) == uapi::AT_FDCWD || path.starts_with(b"/") {
@@ -105,7 +122,7 @@ enum Target {
 }
 
 pub(super) fn openat(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
-    let path = user::path(call, a[1])?;
+    let path = own_path(call, user::path(call, a[1])?);
     let start = Start::new(call, a[0], &path)?;
     let (file, cloexec) = tree::open(call, &path, &start.caller(), a[2] as u32, a[3] as u32)?;
     Ok(call.process.install_description(file, cloexec)?.into())

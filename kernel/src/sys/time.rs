@@ -35,6 +35,11 @@ pub(crate) fn realtime() -> u64 {
     sched::now().saturating_add(EPOCH.load(Ordering::Relaxed))
 }
 
+/// The same when the counter was at `ticks`.
+pub(crate) fn realtime_at(ticks: u64) -> u64 {
+    umbra_hw::timer::ticks_to_ns(ticks).saturating_add(EPOCH.load(Ordering::Relaxed))
+}
+
 impl Clock {
     /// The clock of this number. `EINVAL`.
     pub(crate) fn from_linux(id: u64) -> Result<Self, Errno> {

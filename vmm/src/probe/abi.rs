@@ -29,6 +29,9 @@ pub(crate) const CLEAR_DIRTY_LOG: u32 = both::<kvm::kvm_clear_dirty_log>(0xc0);
 pub(crate) const SET_USER_MEMORY_REGION: u32 = write::<kvm::kvm_userspace_memory_region>(0x46);
 pub(crate) const SET_USER_MEMORY_REGION2: u32 = write::<kvm::kvm_userspace_memory_region2>(0x49);
 pub(crate) const IRQ_LINE: u32 = write::<u64>(0x61);
+pub(crate) const IRQ_LINE_STATUS: u32 = both::<u64>(0x67);
+pub(crate) const REGISTER_COALESCED_MMIO: u32 = write::<[u64; 2]>(0x67);
+pub(crate) const UNREGISTER_COALESCED_MMIO: u32 = write::<[u64; 2]>(0x68);
 pub(crate) const SET_GSI_ROUTING: u32 = write::<u64>(0x6a);
 pub(crate) const IRQFD: u32 = write::<kvm::kvm_irqfd>(0x76);
 pub(crate) const IOEVENTFD: u32 = write::<kvm::kvm_ioeventfd>(0x79);
@@ -37,6 +40,7 @@ pub(crate) const GET_REGS: u32 = read::<kvm::kvm_regs>(0x81);
 pub(crate) const SET_REGS: u32 = write::<kvm::kvm_regs>(0x82);
 pub(crate) const GET_MP_STATE: u32 = read::<kvm::kvm_mp_state>(0x98);
 pub(crate) const SET_MP_STATE: u32 = write::<kvm::kvm_mp_state>(0x99);
+pub(crate) const SET_GUEST_DEBUG: u32 = write::<kvm::kvm_guest_debug>(0x9b);
 pub(crate) const GET_VCPU_EVENTS: u32 = read::<kvm::kvm_vcpu_events>(0x9f);
 pub(crate) const SET_VCPU_EVENTS: u32 = write::<kvm::kvm_vcpu_events>(0xa0);
 pub(crate) const ENABLE_CAP: u32 = write::<kvm::kvm_enable_cap>(0xa3);
@@ -51,6 +55,7 @@ pub(crate) const CREATE_DEVICE: u32 = both::<kvm::kvm_create_device>(0xe0);
 pub(crate) const SET_DEVICE_ATTR: u32 = write::<kvm::kvm_device_attr>(0xe1);
 pub(crate) const GET_DEVICE_ATTR: u32 = write::<kvm::kvm_device_attr>(0xe2);
 pub(crate) const HAS_DEVICE_ATTR: u32 = write::<kvm::kvm_device_attr>(0xe3);
+pub(crate) const SET_COUNTER_OFFSET: u32 = write::<[u64; 2]>(0xb5);
 pub(crate) const GET_STATS_FD: u32 = none(0xce);
 pub(crate) const CREATE_GUEST_MEMFD: u32 = 0xc040_aed4;
 
@@ -58,6 +63,10 @@ pub(crate) const CREATE_GUEST_MEMFD: u32 = 0xc040_aed4;
 pub(crate) mod run {
     pub(crate) const IMMEDIATE_EXIT: usize = 1;
     pub(crate) const EXIT_REASON: usize = 8;
+    /// x86's two bytes, then `flags`.
+    pub(crate) const FLAGS_WORD: usize = 12;
+    pub(crate) const DEBUG_HSR: usize = 32;
+    pub(crate) const DEBUG_FAR: usize = 40;
     pub(crate) const MMIO_ADDR: usize = 32;
     pub(crate) const MMIO_DATA: usize = 40;
     pub(crate) const MMIO_LEN: usize = 48;

@@ -435,3 +435,88 @@ pub(super) fn irqfd_of_two_vms(_: &Env) -> Outcome {
     granted(irqfd_call(&one, fd, 8, 1), "unbinding it")?;
     granted(irqfd_call(&two, fd, 8, 0), "the other VM then").map(drop)
 }
+
+/// A level that an event raises stays until the guest has ended it; then another event says so.
+pub(super) fn irqfd_resampled(_: &Env) -> Outcome {
+    let (machine, _gic, vcpu) = listening()?;
+    let (event, ended) = (event()?, event()?);
+    let mut request = kvm_irqfd {
+        fd: event.as_raw_fd() as u32,
+        gsi: SPI as u32 - 32,
+        flags: 2,
+        resamplefd: u32::MAX,
+        ..Default::default()
+    };
+    refused(
+        ioctl(&machine.vm, abi::IRQFD, &mut request),
+        libc::EBADF,
+        "no file to tell",
+    )?;
+    request.resamplefd = ended.as_raw_fd() as u32;
+    granted(ioctl(&machine.vm, abi::IRQFD, &mut request), "KVM_IRQFD")?;
+    let mut ends = 0;
+    each_wakes(vcpu, &[SPI; 8], |round| {
+        for _ in 0..200 {
+            ends += ended.read().unwrap_or(0);
+            if ends >= round as u64 {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        same(ends, round as u64, "ends that were told")?;
+        event.write(1).map_err(|e| format!("eventfd: {e}"))
+    })
+}
+
+/// A VM whose GIC is the VMM's: the run page tells of its timer, and it has an IRQ pin.
+pub(super) fn of_the_vmm(_: &Env) -> Outcome {
+    const CNTV_CTL_EL0: super::asm::Sys = (3, 3, 14, 3, 1);
+    const CNTV_TVAL_EL0: super::asm::Sys = (3, 3, 14, 3, 0);
+    const DEVICE_IRQ_LEVEL: usize = 304;
+    let machine = Machine::new()?;
+    let mut asm = Asm::new();
+    asm.mov(0, 1)
+        .msr(CNTV_TVAL_EL0, 0)
+        .msr(CNTV_CTL_EL0, 0)
+        .isb();
+    let top = asm.here();
+    // x5 is the VMM's: it goes on when it is not zero.
+    asm.back_if_zero(5, top);
+    asm.mov(0, 0).msr(CNTV_CTL_EL0, 0).isb().report(0);
+    asm.unmask(2).isb().stop();
+    let vcpu = machine.vcpu_with(0, &asm)?;
+    vcpu.set(abi::x(5), 0)?;
+    let level = |vcpu: &Vcpu| vcpu.page.u64(DEVICE_IRQ_LEVEL);
+    same(level(&vcpu), 0, "the timer at first")?;
+    refused(vcpu.run(), libc::EINTR, "KVM_RUN when the timer fires")?;
+    same(level(&vcpu), 1, "the timer")?;
+    vcpu.set(abi::x(5), 1)?;
+    same(vcpu.report()?, 0, "the guest stops it")?;
+    same(level(&vcpu), 0, "the timer then")?;
+    granted(line(&machine, 0, 1), "the IRQ pin")?;
+    same(vcpu.exception()?.vector, 5, "an IRQ at EL1")?;
+    granted(line(&machine, 0, 0), "lowering it")?;
+    for (irq, what) in [(2, "a third pin"), (1 << 16, "a pin of no vCPU")] {
+        refused(line(&machine, irq, 1), libc::EINVAL, what)?;
+    }
+    let (with_gic, _gic, _vcpus) = machine_with_gic()?;
+    refused(line(&with_gic, 0, 1), libc::ENXIO, "beside a GIC")
+}
+
+fn machine_with_gic() -> Check<(Machine, super::gic::Gic, Vec<Vcpu>)> {
+    machine(&[Asm::new()])
+}
+
+/// KVM_IRQ_LINE_STATUS does what KVM_IRQ_LINE does.
+pub(super) fn line_status(_: &Env) -> Outcome {
+    let (machine, _gic, vcpu) = listening()?;
+    let irq = abi::ppi(0, PPI);
+    each_wakes(vcpu, &[PPI], |_| {
+        let mut words = 1 << 32 | irq;
+        granted(
+            ioctl(&machine.vm, abi::IRQ_LINE_STATUS, &mut words),
+            "KVM_IRQ_LINE_STATUS",
+        )
+        .map(drop)
+    })
+}

@@ -1,7 +1,7 @@
 //! Accesses outside memory: how they reach the VMM, and what becomes of those that cannot.
 
 use kvm_bindings::{KVM_CAP_ARM_NISV_TO_USER, KVM_EXIT_MMIO, kvm_enable_cap};
-use umbra_vmm::kvm::ioctl;
+use umbra_vmm::kvm::{Region, ioctl};
 
 use super::abi::run;
 use super::asm::{Access, Asm};
@@ -220,4 +220,58 @@ pub(super) fn completion_at_immediate_exit(_: &Env) -> Outcome {
     let store = vcpu.get(abi::PC)?;
     vcpu.complete()?;
     same(vcpu.get(abi::PC)?, store + 4, "PC after the store")
+}
+
+/// Writes to a zone wait in the ring behind the run page, until it is full.
+pub(super) fn queued_writes(_: &Env) -> Outcome {
+    const RING: usize = 4096;
+    const MOST: u32 = (4096 - 8) / 24;
+    let machine = Machine::new()?;
+    let mut asm = Asm::new();
+    asm.mov(1, HOLE);
+    for value in 0..u64::from(MOST) + 1 {
+        asm.mov(0, value).access(Access::StrW, 0, 1);
+    }
+    let vcpu = machine.bare_vcpu(0)?;
+    granted(vcpu.init(0), "KVM_ARM_VCPU_INIT")?;
+    vcpu.start(machine.place(&asm))?;
+    let both = granted(Region::of_file(&vcpu.fd, 8192), "mmap of both pages")?;
+    let zone = |request: u32, size: u64, pio: u64| {
+        let room = Region::new(0x2_0000)?;
+        room.set_u64(0, HOLE);
+        room.set_u64(8, pio << 32 | size);
+        room.ioctl(&machine.vm, request, 0)
+    };
+    refused(
+        zone(abi::REGISTER_COALESCED_MMIO, 8, 2),
+        libc::EINVAL,
+        "neither memory nor ports",
+    )?;
+    granted(zone(abi::REGISTER_COALESCED_MMIO, 8, 0), "a zone")?;
+    let full = vcpu.exits()?;
+    let last = u64::from(MOST) - 1;
+    let wanted = Exit::Write {
+        at: HOLE,
+        bytes: 4,
+        data: last,
+    };
+    same(full, wanted, "the write that finds the ring full")?;
+    same(
+        (both.u32(RING), both.u32(RING + 4)),
+        (0, MOST - 1),
+        "the ring",
+    )?;
+    for n in 0..last as usize {
+        let at = RING + 8 + 24 * n;
+        let entry = (both.u64(at), both.u32(at + 8), both.u32(at + 16));
+        same(entry, (HOLE, 4, n as u32), "an entry")?;
+    }
+    granted(zone(abi::UNREGISTER_COALESCED_MMIO, 8, 0), "taking it back")?;
+    let after = vcpu.exits()?;
+    let wanted = Exit::Write {
+        at: HOLE,
+        bytes: 4,
+        data: last + 1,
+    };
+    same(after, wanted, "without a zone")
 }

@@ -8,6 +8,7 @@ pub(crate) mod abi;
 pub(crate) mod asm;
 mod below;
 mod campaign;
+mod debug;
 mod dirty;
 mod el2;
 mod events;
@@ -24,6 +25,7 @@ mod its;
 mod mmio;
 mod noise;
 mod oom;
+mod pmu;
 mod poison;
 mod regs;
 mod run;
@@ -33,6 +35,7 @@ mod slots;
 mod storm;
 mod sweep;
 mod system;
+mod time;
 mod vcpus;
 
 pub(crate) use storm::storm;
@@ -92,13 +95,16 @@ rows! {
     huge: gigabyte too_many;
     dirty: errors writes_show_once reads_do_not by_hand initially_set walks_show no_write_is_lost;
     mmio: loads stores no_syndrome no_syndrome_exit fetch cache_operation beyond_the_vm
-        completion_at_immediate_exit;
+        completion_at_immediate_exit queued_writes;
     run: immediate_exit signal argument system_off system_reset cpu_on cpu_on_shows psci_version mp_state;
     firmware: filtered filter_errors;
-    regs: core floating system timers id_registers writable_masks unknown sizes list bad_pointer;
+    regs: core floating system identity timers id_registers writable_masks unknown sizes list bad_pointer;
     events: external_abort external_abort_of_mmio serror serror_masked before_init bad_values;
+    debug: errors single_step of_the_vmm of_the_guest;
+    time: offsets stolen clock;
+    pmu: set_up cycles overflow;
     gic: none created_once addresses init_order vcpu_after_init closed_vcpu too_few_redistributors registers bad_attributes;
-    irq: wfi_and_ppi spi line_errors irqfd irqfd_errors irqfd_of_two_vms routing routing_errors ioeventfd ioeventfd_errors;
+    irq: wfi_and_ppi spi line_errors irqfd irqfd_errors irqfd_of_two_vms irqfd_resampled line_status of_the_vmm routing routing_errors ioeventfd ioeventfd_errors;
     its: messages irqfd saved errors;
     follow: remap remap_under_two discard protect_none protect_read huge_remap two_vcpus_fault big_slot rewritten_code
         munmap_faults;

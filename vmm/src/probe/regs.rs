@@ -1,6 +1,6 @@
 //! Registers by KVM_GET_ONE_REG and KVM_SET_ONE_REG.
 
-use kvm_bindings::kvm_one_reg;
+use kvm_bindings::{kvm_enable_cap, kvm_one_reg};
 use umbra_vmm::kvm::{Region, ioctl};
 
 use super::abi::{self, bytes_of};
@@ -449,4 +449,43 @@ pub(super) fn writable_masks(_: &Env) -> Outcome {
     }
     vcpu.set(pfr0, 0x1bad_1bad)?;
     same(vcpu.get(pfr0)?, 0, "ID_PFR0_EL1")
+}
+
+/// KVM_CAP_ARM_WRITABLE_IMP_ID_REGS, and MPIDR_EL1.
+pub(super) fn identity(_: &Env) -> Outcome {
+    const MIDR: Sys = (3, 0, 0, 0, 0);
+    const MPIDR: Sys = (3, 0, 0, 0, 5);
+    const REVIDR: Sys = (3, 0, 0, 0, 6);
+    let machine = Machine::new()?;
+    let enable = || {
+        let mut cap = kvm_enable_cap {
+            cap: 239,
+            ..Default::default()
+        };
+        ioctl(&machine.vm, abi::ENABLE_CAP, &mut cap)
+    };
+    let mut asm = Asm::new();
+    for reg in [MIDR, REVIDR, MPIDR] {
+        asm.mrs(0, reg).report(0);
+    }
+    granted(enable(), "KVM_CAP_ARM_WRITABLE_IMP_ID_REGS")?;
+    let vcpu = machine.vcpu_with(0, &asm)?;
+    refused(enable(), libc::EINVAL, "once there is a vCPU")?;
+    let values = [(MIDR, 0x413f_d0c1), (REVIDR, 0x77), (MPIDR, 0x8000_0102)];
+    for (reg, value) in values {
+        vcpu.set(abi::sys(reg), value)?;
+    }
+    refused(
+        vcpu.try_set(abi::sys(MIDR), 1 << 32),
+        libc::EINVAL,
+        "the upper half of MIDR_EL1",
+    )?;
+    for (reg, value) in values {
+        same(vcpu.report()?, value, &format!("{reg:?} in the guest"))?;
+    }
+    refused(
+        vcpu.try_set(abi::sys(MIDR), 1),
+        libc::EBUSY,
+        "MIDR_EL1 after it has run",
+    )
 }

@@ -430,6 +430,7 @@ mod tests {
                 pauth: true,
                 nested: true,
                 gicv3: true,
+                pmu: true,
             },
         );
         let hcr = of(Reg::HcrEl2, &ids);

@@ -17,6 +17,8 @@ pub enum Policy {
     Split(u64, u64),
     /// What hardware has, at most this, if the VM has pointer authentication.
     PAuth(u64),
+    /// What hardware has of PMUv3, at most this, if the VM has performance counters. A VMM may lower it.
+    Pmu(u64),
     /// What hardware has, at most this; what follows from it is not undone by a VMM.
     Kept(u64),
     /// This value.
@@ -72,7 +74,7 @@ impl Field {
     pub const fn writable(&self) -> bool {
         match self.policy {
             Policy::UpTo(most) => most != 0,
-            Policy::Split(..) => true,
+            Policy::Split(..) | Policy::Pmu(_) => true,
             Policy::PAuth(_)
             | Policy::Kept(_)
             | Policy::Fixed(_)
@@ -104,6 +106,9 @@ impl Field {
                     0
                 }
             }
+            // 15 is a PMU of another kind.
+            Policy::Pmu(_) if !config.pmu || there == 15 => 0,
+            Policy::Pmu(most) => self.at_most(there, most),
             Policy::Fixed(value) => value,
             Policy::Nested(value) => {
                 if config.nested {
@@ -134,7 +139,7 @@ pub struct IdTable {
     pub fields: &'static [Field],
 }
 
-use Policy::{Fixed, GicV3, Kept, Nested, PAuth, Split, UpTo};
+use Policy::{Fixed, GicV3, Kept, Nested, PAuth, Pmu, Split, UpTo};
 
 const fn f(name: &'static str, shift: u32, policy: Policy) -> Field {
     Field {
@@ -222,7 +227,8 @@ pub const TABLES: &[IdTable] = &[
             // Armv8.2 debug; later versions add state that is not kept.
             f("DebugVer", 0, Kept(8)),
             f("TraceVer", 4, UpTo(0)),
-            f("PMUVer", 8, UpTo(0)),
+            // FEAT_PMUv3p5, the last that KVM shows.
+            f("PMUVer", 8, Pmu(6)),
             f("BRPs", 12, UpTo(15)),
             f("PMSS", 16, UpTo(0)),
             f("WRPs", 20, UpTo(15)),
@@ -460,7 +466,7 @@ mod tests {
         for table in TABLES {
             for field in table.fields {
                 let most = match field.policy {
-                    UpTo(v) | PAuth(v) | Kept(v) | Fixed(v) | Nested(v) => v,
+                    UpTo(v) | PAuth(v) | Pmu(v) | Kept(v) | Fixed(v) | Nested(v) => v,
                     Split(plain, nested) => plain.max(nested),
                     GicV3 => 1,
                 };
@@ -501,6 +507,7 @@ mod tests {
             pauth: true,
             nested: true,
             gicv3: true,
+            pmu: true,
         };
         for (policy, there, of_plain, of_full) in [
             (UpTo(2), 3, 2, 2),
@@ -509,6 +516,8 @@ mod tests {
             (Split(0, 1), 3, 0, 1),
             (Split(2, 0), 1, 1, 0),
             (PAuth(5), 3, 0, 3),
+            (Pmu(6), 9, 0, 6),
+            (Pmu(6), 15, 0, 0),
             (Fixed(7), 0, 7, 7),
             (Nested(2), 0, 0, 2),
             (GicV3, 0, 0, 1),

@@ -88,6 +88,8 @@ pub struct Features {
     pub lor: bool,
     /// A GICv3 with its system-register interface.
     pub gicv3: bool,
+    /// FEAT_PMUv3.
+    pub pmu: bool,
 }
 
 impl Features {

@@ -519,6 +519,7 @@ mod tests {
             ecv: true,
             lor: true,
             gicv3: true,
+            pmu: true,
         };
         let everything = Features {
             el2: true,

@@ -7,16 +7,18 @@
 //!    where nothing is allocated, and cannot be written;
 //! 2. EL2 and `_EL12` names, TLBI and AT exist for a vCPU with virtual EL2 only, and are the
 //!    business of the nested crate;
-//! 3. the table below;
-//! 4. a register that the vCPU has state for is read and written as state (this is what
+//! 3. a PMU's registers, for a vCPU that has one, are the business of `crate::pmu`;
+//! 4. the table below;
+//! 5. a register that the vCPU has state for is read and written as state (this is what
 //!    HCR_EL2.TVM/TRVM, MDCR_EL2.TDA and CPTR_EL2.TCPAC make trap);
-//! 5. UNDEFINED.
+//! 6. UNDEFINED.
 //!
 //! Writes whose value needs a mask or has an effect carry a name ([`Emulated`]); a plain
 //! [`TrapAction::State`] does not.
 
 use super::feature::{Feature, Features};
 use super::{Reg, SysReg};
+use crate::pmu::is_pmu;
 
 /// What to do about a trapped access. After anything but [`Undef`](Self::Undef) and
 /// [`Nested`](Self::Nested) the PC moves past the instruction.
@@ -36,6 +38,8 @@ pub enum TrapAction {
     Emulate(Emulated),
     /// A name that only a guest hypervisor has.
     Nested(SysReg),
+    /// A register of the performance counters (`crate::pmu`).
+    Pmu(SysReg),
 }
 
 /// An access with a meaning of its own.
@@ -256,6 +260,13 @@ pub fn trap(enc: SysReg, is_write: bool, features: &Features) -> TrapAction {
             TrapAction::Undef
         } else {
             TrapAction::IdReg(enc)
+        };
+    }
+    if is_pmu(enc) {
+        return if features.pmu {
+            TrapAction::Pmu(enc)
+        } else {
+            TrapAction::Undef
         };
     }
     if is_el2_name(enc) || is_tlbi(enc) || is_at(enc) {

@@ -121,6 +121,8 @@ pub enum ProcFile {
     PageMap,
     /// /sys/kernel/mm/hugepages/hugepages-….
     HugePages(HugeSize, HugeCount),
+    /// /proc/self/schedstat: of the thread that opens it, as /proc/TID/schedstat.
+    SchedStat,
     /// /proc/self/fail-nth: which allocation of the kernel is to fail. Linux has it a task, here it
     /// is one for the machine.
     FailNth,
@@ -159,6 +161,7 @@ pub(super) const PROC_FILES: &[(&str, ProcFile, u32)] = &[
     ("proc/cmdline", ProcFile::Cmdline, 0o444),
     ("proc/self/maps", ProcFile::SelfMaps, 0o444),
     ("proc/self/pagemap", ProcFile::PageMap, 0o400),
+    ("proc/self/schedstat", ProcFile::SchedStat, 0o444),
     ("proc/self/fail-nth", ProcFile::FailNth, 0o644),
     (
         "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",

@@ -23,6 +23,7 @@ fn everything() -> IdRegs {
             pauth: true,
             nested: true,
             gicv3: true,
+            pmu: true,
         },
     )
 }
@@ -340,6 +341,7 @@ fn a_reversed_control_that_is_not_there_traps_nothing() {
             pauth: false,
             nested: true,
             gicv3: true,
+            pmu: true,
         },
     ));
     let controls = without.controls(&Written::default());

@@ -2,25 +2,21 @@
 
 use core::sync::atomic::Ordering;
 
-use umbra_hw::timer::{HYP_TIMER_PPI, PHYS_TIMER_PPI, VIRT_TIMER_PPI};
+use umbra_hw::timer::{HYP_TIMER_PPI, HYP_VIRT_TIMER_PPI, PHYS_TIMER_PPI, VIRT_TIMER_PPI};
 use umbra_kvm_abi::device::{
-    DeviceAttr, KVM_ARM_VCPU_TIMER_CTRL, KVM_ARM_VCPU_TIMER_IRQ_HPTIMER,
-    KVM_ARM_VCPU_TIMER_IRQ_HVTIMER, KVM_ARM_VCPU_TIMER_IRQ_PTIMER, KVM_ARM_VCPU_TIMER_IRQ_VTIMER,
-    KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER, SmcccFilter,
+    DeviceAttr, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PVTIME_CTRL, KVM_ARM_VCPU_TIMER_CTRL,
+    KVM_ARM_VCPU_TIMER_IRQ_HPTIMER, KVM_ARM_VCPU_TIMER_IRQ_HVTIMER, KVM_ARM_VCPU_TIMER_IRQ_PTIMER,
+    KVM_ARM_VCPU_TIMER_IRQ_VTIMER, KVM_ARM_VM_SMCCC_CTRL, KVM_ARM_VM_SMCCC_FILTER, SmcccFilter,
 };
 use umbra_linux::Errno;
 
 use super::Verb;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::{Vm, abi};
-use crate::kvm::{read_struct, write_struct};
+use crate::kvm::{pmu, pvtime, read_struct, write_struct};
 use crate::mm::Mm;
 
-/// The virtual timer of a guest hypervisor (BSA, "PPI assignments").
-const HYP_VIRT_TIMER_PPI: u32 = 28;
-
-/// KVM_{SET,GET,HAS}_DEVICE_ATTR on a vCPU. `ENOTTY`: another request; `ENXIO`: no such attribute
-/// (there are no performance counters and no stolen time).
+/// KVM_{SET,GET,HAS}_DEVICE_ATTR on a vCPU. `ENOTTY`: another request; `ENXIO`: no such attribute.
 pub(in crate::kvm) fn vcpu_attr(
     vcpu: &Vcpu,
     mm: &Mm,
@@ -28,16 +24,23 @@ pub(in crate::kvm) fn vcpu_attr(
     attr: &DeviceAttr,
 ) -> Result<u64, Errno> {
     let verb = Verb::of(request).ok_or(Errno::ENOTTY)?;
-    if attr.group != KVM_ARM_VCPU_TIMER_CTRL {
-        return Err(Errno::ENXIO);
+    match attr.group {
+        KVM_ARM_VCPU_TIMER_CTRL => timer_attr(vcpu, mm, verb, attr),
+        KVM_ARM_VCPU_PMU_V3_CTRL => pmu::attr(vcpu, mm, verb, attr),
+        KVM_ARM_VCPU_PVTIME_CTRL => pvtime::attr(vcpu, mm, verb, attr.attr, attr.addr),
+        _ => Err(Errno::ENXIO),
     }
-    let wired = timer_irq(attr.attr);
+}
+
+/// The timers' interrupts, which are linked to the machine's and have its numbers. `EINVAL`: no GIC, or another
+/// number; `EBUSY`: a vCPU has run.
+fn timer_attr(vcpu: &Vcpu, mm: &Mm, verb: Verb, attr: &DeviceAttr) -> Result<u64, Errno> {
+    let wired = timer_irq(attr.attr).ok_or(Errno::ENXIO);
     match verb {
-        Verb::Has => wired.map(|_| 0).ok_or(Errno::ENXIO),
-        Verb::Get => {
-            write_struct(mm, attr.addr, &wired.ok_or(Errno::ENXIO)?)?;
-            Ok(0)
+        Verb::Has => {
+            wired?;
         }
+        Verb::Get => write_struct(mm, attr.addr, &wired?)?,
         Verb::Set => {
             if !vcpu.vm.gic.layout.lock().created {
                 return Err(Errno::EINVAL);
@@ -49,14 +52,12 @@ pub(in crate::kvm) fn vcpu_attr(
             if vcpu.vm.has_run() {
                 return Err(Errno::EBUSY);
             }
-            // The guest's interrupts are linked to the machine's, so they have its numbers.
-            if irq == wired.ok_or(Errno::ENXIO)? {
-                Ok(0)
-            } else {
-                Err(Errno::EINVAL)
+            if irq != wired? {
+                return Err(Errno::EINVAL);
             }
         }
     }
+    Ok(0)
 }
 
 fn timer_irq(attr: u64) -> Option<u32> {

@@ -63,9 +63,6 @@ pub(super) fn settle(vm: &Vm) {
         layout.placement.settle(nr_vcpus);
         layout.placement.last_redists(nr_vcpus)
     };
-    if lasts.is_empty() {
-        return;
-    }
     vm.gic.with(vm, |vgic| {
         vgic.set_last_in_region(|vcpu| lasts.contains(vcpu));
         ((), Kicks::NONE)

@@ -38,6 +38,7 @@ pub(super) use route::{is_theirs, own, routes_interrupts, traps, wishes};
 pub(super) use shadow::{Fill, Shadows};
 pub(super) use sysreg::{access as sysreg, often};
 
+use super::debug;
 use super::inject;
 use super::run::Next;
 use super::vcpu::{State, Vcpu};
@@ -77,6 +78,7 @@ pub(super) fn hardware_pstate(raw: u64) -> Option<HwPstate> {
 pub(super) fn eret(vcpu: &Arc<Vcpu>, state: &mut State, iss: u32) -> Next {
     let (spsr, elr, hcr) = {
         let hw = vcpu.hw.lock();
+        debug::arm(&hw, state);
         (
             hw.regs.get(Reg::SpsrEl2),
             hw.regs.get(Reg::ElrEl2),

@@ -50,9 +50,10 @@ pub(in crate::kvm) fn routes_interrupts(hw: &Hw) -> bool {
 
 /// What umbra itself wants to trap of a vCPU with these features: of a plain guest or what a guest
 /// hypervisor runs, and of virtual EL2. `ctr` is the CTR_EL0 that the guest sees.
-pub(in crate::kvm) fn own(features: VcpuFeatures, ctr: u64) -> [Own; 2] {
+pub(in crate::kvm) fn own(features: VcpuFeatures, ctr: u64, has_mops: bool) -> [Own; 2] {
+    let hcrx = if has_mops { umbra_hw::traps::MSCEN } else { 0 };
     [World::Plain, World::VirtualEl2].map(|world| {
-        let traps = Traps::own(world == World::VirtualEl2);
+        let traps = Traps::own(world == World::VirtualEl2, hcrx);
         Own {
             hcr: run::hcr(features, world, ctr),
             hcrx: traps.hcrx,

@@ -15,7 +15,7 @@ use umbra_nested::shadow::{ContextId, ContextKey};
 
 use super::super::gic::deliver;
 use super::super::vcpu::{State, Vcpu, request};
-use super::super::{events, inject, loaded};
+use super::super::{debug, events, inject, loaded};
 use super::route;
 use super::shadow::Acquired;
 
@@ -85,6 +85,7 @@ fn change(
         state.world = world;
         state.hcr = wishes.hcr;
         inject::offer_serror(&hw, state);
+        debug::arm(&hw, state);
         put
     };
     deliver(&vcpu.vm, kicks);

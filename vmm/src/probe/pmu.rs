@@ -1,0 +1,186 @@
+//! Performance counters (KVM_ARM_VCPU_PMU_V3): set-up, registers, counting, the overflow interrupt.
+
+use kvm_bindings::{KVM_ARM_VCPU_PMU_V3, KVM_CAP_ARM_PMU_V3};
+use umbra_vmm::kvm::{Region, ioctl_value};
+
+use super::asm::{Asm, ICC_PMR_EL1, ICC_SRE_EL1, Sys};
+use super::gic::{DIST, Gic, REDIST};
+use super::guest::{Answer, Machine, Vcpu, open};
+use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
+
+const PMCR_EL0: Sys = (3, 3, 9, 12, 0);
+const PMCNTENSET_EL0: Sys = (3, 3, 9, 12, 1);
+const PMOVSCLR_EL0: Sys = (3, 3, 9, 12, 3);
+const PMCEID0_EL0: Sys = (3, 3, 9, 12, 6);
+const PMCCNTR_EL0: Sys = (3, 3, 9, 13, 0);
+const PMINTENSET_EL1: Sys = (3, 0, 9, 14, 1);
+const ICC_HPPIR1_EL1: Sys = (3, 0, 12, 12, 2);
+const ICC_IGRPEN1_EL1: Sys = (3, 0, 12, 12, 7);
+const CTRL: u32 = 0;
+const IRQ: u64 = 0;
+const INIT: u64 = 1;
+const FILTER: u64 = 2;
+const NR_COUNTERS: u64 = 4;
+const CYCLES: u64 = 1 << 31;
+/// The usual interrupt.
+const PPI: u64 = 23;
+
+struct Counted {
+    _machine: Machine,
+    gic: Gic,
+    vcpu: Vcpu,
+    room: Region,
+}
+
+impl Counted {
+    /// A vCPU with counters and this program; `None` where the host has none.
+    fn new(program: &Asm) -> Check<Option<Self>> {
+        let cap = ioctl_value(&open()?, abi::CHECK_EXTENSION, KVM_CAP_ARM_PMU_V3.into());
+        if granted(cap, "KVM_CAP_ARM_PMU_V3")? == 0 {
+            return Ok(None);
+        }
+        let machine = Machine::new()?;
+        let gic = granted(Gic::new(&machine), "KVM_CREATE_DEVICE")?;
+        let vcpu = machine.bare_vcpu(0)?;
+        granted(vcpu.init(1 << KVM_ARM_VCPU_PMU_V3), "KVM_ARM_VCPU_INIT")?;
+        vcpu.start(machine.place(program))?;
+        granted(gic.place(DIST, REDIST), "the GIC's frames")?;
+        Ok(Some(Self {
+            _machine: machine,
+            gic,
+            vcpu,
+            room: granted(Region::new(0x2_0000), "mmap")?,
+        }))
+    }
+
+    fn attr(&self, attr: u64, value: u64) -> Answer<u32> {
+        self.room.set_u64(0x100, value);
+        let words = [u64::from(CTRL) << 32, attr, self.room.address(0x100)];
+        for (at, word) in words.into_iter().enumerate() {
+            self.room.set_u64(8 * at, word);
+        }
+        self.room.ioctl(&self.vcpu.fd, abi::SET_DEVICE_ATTR, 0)
+    }
+
+    fn complete(&self) -> Outcome {
+        granted(self.gic.init(), "KVM_DEV_ARM_VGIC_CTRL_INIT")?;
+        granted(self.attr(IRQ, PPI), "the interrupt")?;
+        granted(self.attr(INIT, 0), "KVM_ARM_VCPU_PMU_V3_INIT").map(drop)
+    }
+}
+
+pub(super) fn set_up(_: &Env) -> Outcome {
+    let mut asm = Asm::new();
+    asm.mrs(0, PMCR_EL0).report(0).mrs(0, PMCEID0_EL0).report(0);
+    let Some(counted) = Counted::new(&asm)? else {
+        return Ok(());
+    };
+    let vcpu = &counted.vcpu;
+    let version = vcpu.get(abi::sys((3, 0, 0, 5, 0)))? >> 8 & 0xf;
+    holds((1..15).contains(&version), || {
+        format!("ID_AA64DFR0_EL1.PMUVer is {version}")
+    })?;
+    refused(counted.attr(INIT, 0), libc::ENODEV, "before the GIC is")?;
+    granted(counted.gic.init(), "KVM_DEV_ARM_VGIC_CTRL_INIT")?;
+    refused(vcpu.run(), libc::EINVAL, "KVM_RUN before it is initialised")?;
+    refused(counted.attr(INIT, 0), libc::ENXIO, "without an interrupt")?;
+    refused(counted.attr(IRQ, 15), libc::EINVAL, "an SGI")?;
+    granted(counted.attr(IRQ, PPI), "a PPI")?;
+    refused(counted.attr(IRQ, PPI), libc::EBUSY, "a second time")?;
+    refused(counted.attr(9, 0), libc::ENXIO, "another attribute")?;
+    let counters = vcpu.get(abi::sys(PMCR_EL0))? >> 11 & 0x1f;
+    refused(
+        counted.attr(NR_COUNTERS, counters + 1),
+        libc::EINVAL,
+        "more counters",
+    )?;
+    granted(counted.attr(NR_COUNTERS, 1), "one counter")?;
+    // Cycles, event 0x11, are denied.
+    granted(counted.attr(FILTER, 1 << 32 | 1 << 16 | 0x11), "a filter")?;
+    refused(
+        counted.attr(FILTER, 2 << 32 | 1 << 16),
+        libc::EINVAL,
+        "action 2",
+    )?;
+    granted(counted.attr(INIT, 0), "KVM_ARM_VCPU_PMU_V3_INIT")?;
+    refused(counted.attr(INIT, 0), libc::EBUSY, "again")?;
+    same(vcpu.report()? >> 11 & 0x1f, 1, "PMCR_EL0.N in the guest")?;
+    same(
+        vcpu.report()? >> 0x11 & 1,
+        0,
+        "PMCEID0_EL0 of a denied event",
+    )
+}
+
+/// Cycles go by for the guest, and stand while it does not ask.
+pub(super) fn cycles(_: &Env) -> Outcome {
+    let mut asm = Asm::new();
+    asm.mov(0, CYCLES).msr(PMCNTENSET_EL0, 0);
+    asm.mov(0, 5).msr(PMCR_EL0, 0).isb();
+    asm.mov(1, 1000);
+    let top = asm.here();
+    asm.sub(1, 1, 1).back_unless_zero(1, top);
+    asm.mrs(0, PMCCNTR_EL0).report(0);
+    asm.mov(0, 0).msr(PMCR_EL0, 0).isb();
+    asm.mrs(0, PMCCNTR_EL0)
+        .report(0)
+        .mrs(0, PMCCNTR_EL0)
+        .report(0);
+    let Some(counted) = Counted::new(&asm)? else {
+        return Ok(());
+    };
+    counted.complete()?;
+    let vcpu = &counted.vcpu;
+    let running = vcpu.report()?;
+    holds(running > 100, || format!("{running} cycles"))?;
+    let stopped = vcpu.report()?;
+    holds(stopped >= running, || format!("{stopped} after {running}"))?;
+    same(vcpu.report()?, stopped, "a counter that is stopped")?;
+    same(
+        vcpu.get(abi::sys(PMCCNTR_EL0))?,
+        stopped,
+        "by KVM_GET_ONE_REG",
+    )
+}
+
+/// The overflow of a counter that counts interrupts; clearing it lowers the line.
+pub(super) fn overflow(_: &Env) -> Outcome {
+    let mut asm = Asm::new();
+    asm.mov(0, 7).msr(ICC_SRE_EL1, 0).isb();
+    asm.mov(0, 0xf0).msr(ICC_PMR_EL1, 0);
+    asm.mov(0, 1).msr(ICC_IGRPEN1_EL1, 0).isb();
+    for (at, value) in [
+        (DIST, 0x12),
+        (REDIST + 0x14, 0),
+        (REDIST + 0x1_0080, 0xffff_ffff),
+        (REDIST + 0x1_0100, 1 << PPI),
+    ] {
+        asm.mov(0, value)
+            .mov(1, at)
+            .access(super::asm::Access::StrW, 0, 1);
+    }
+    asm.mov(0, CYCLES)
+        .msr(PMCNTENSET_EL0, 0)
+        .msr(PMINTENSET_EL1, 0);
+    asm.mov(0, (-20_000i64) as u64).msr(PMCCNTR_EL0, 0);
+    asm.mov(0, 1 | 1 << 6).msr(PMCR_EL0, 0).isb();
+    // Interrupts stay masked: the pending one is looked for.
+    let top = asm.here();
+    let there = asm
+        .mrs(0, ICC_HPPIR1_EL1)
+        .mov(2, 1023)
+        .cmp(0, 2)
+        .if_cond(super::asm::Cond::NotEqual);
+    asm.back(top).land(there).report(0);
+    asm.mrs(0, PMOVSCLR_EL0).report(0);
+    asm.mov(0, CYCLES).msr(PMOVSCLR_EL0, 0).isb().dsb();
+    asm.mrs(0, ICC_HPPIR1_EL1).report(0);
+    let Some(counted) = Counted::new(&asm)? else {
+        return Ok(());
+    };
+    counted.complete()?;
+    let vcpu = &counted.vcpu;
+    same(vcpu.report()?, PPI, "the pending interrupt")?;
+    same(vcpu.report()?, CYCLES, "PMOVSCLR_EL0")?;
+    same(vcpu.report()?, 1023, "after it was cleared")
+}

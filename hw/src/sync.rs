@@ -58,15 +58,6 @@ impl<T: ?Sized> SpinLock<T> {
         SpinGuard { lock: self }
     }
 
-    /// Takes the lock if it is free.
-    pub fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
-        if self.held.swap(true, Ordering::Acquire) {
-            return None;
-        }
-        ladder::enter_unordered(self.rank);
-        Some(SpinGuard { lock: self })
-    }
-
     /// The value through exclusive access to the lock itself.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()
@@ -125,10 +116,6 @@ mod ladder {
                     "lock order: taking {name} (rank {rank}) while holding rank >= it"
                 );
             }
-            enter_unordered(rank);
-        }
-
-        pub(super) fn enter_unordered(rank: u8) {
             HELD[cpu()][rank as usize / 64].fetch_or(1 << (rank % 64), Ordering::Relaxed);
         }
 
@@ -146,7 +133,6 @@ mod ladder {
     #[cfg(not(all(debug_assertions, target_os = "none")))]
     mod checked {
         pub(super) fn enter(_: &str, _: u8) {}
-        pub(super) fn enter_unordered(_: u8) {}
         pub(super) fn leave(_: u8) {}
         pub(super) fn held_any() -> bool {
             false
@@ -156,9 +142,6 @@ mod ladder {
     #[track_caller]
     pub(super) fn enter(name: &str, rank: u8) {
         checked::enter(name, rank);
-    }
-    pub(super) fn enter_unordered(rank: u8) {
-        checked::enter_unordered(rank);
     }
     pub(super) fn leave(rank: u8) {
         checked::leave(rank);

@@ -312,6 +312,8 @@ impl Vcpu {
     }
 
     /// Lets the vCPU look at its timers at `at`, in nanoseconds, or at no special time.
+    ///
+    /// The alarm goes off on this CPU, which polls for interrupts: never between its making and the note of it.
     pub(super) fn set_alarm(&self, at: Option<u64>) {
         let old = {
             let mut alarm = self.alarm.lock();

@@ -15,6 +15,7 @@ extern crate alloc;
 mod boot;
 #[cfg(target_os = "none")]
 mod console;
+#[cfg(target_os = "none")]
 mod disk;
 #[cfg(target_os = "none")]
 mod file;

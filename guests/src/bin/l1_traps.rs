@@ -11,7 +11,7 @@ mod l1_traps {
     use umbra_guests::rt::l2::{self, Exit, Guest};
     use umbra_guests::rt::stage2::Stage2;
     use umbra_guests::suite::{PASS, Suite, Verdict, skip};
-    use umbra_guests::{ensure, equal, mrs, msr};
+    use umbra_guests::{ensure, equal, mrs, msr, op};
 
     /// HCR_EL2.APK and API: PAuth does not trap.
     const PAUTH: u64 = 0b11 << 40;
@@ -97,6 +97,10 @@ mod l1_traps {
         suite.check("fine-grained/instructions", || fine(&INSTRUCTIONS));
         suite.check("fine-grained/debug", || fine(&DEBUG));
         suite.check("fine-grained/svc", svc);
+        suite.check("debug-exceptions", debug_exceptions);
+        suite.check("single-step", single_step);
+        suite.check("breakpoint", breakpoint);
+        suite.check("watchpoint", watchpoint);
         suite.check("reserved-bits", reserved);
     }
 
@@ -285,6 +289,148 @@ mod l1_traps {
         write(&mut guest, In::Hfgitr, 0);
         equal!(exit.ec(), 0x15, "class of SVC");
         equal!(exit.esr & 0xffff, 9, "immediate");
+        PASS
+    }
+
+    const BREAKPOINT: u64 = 0x30;
+    const STEP: u64 = 0x32;
+    const WATCHPOINT: u64 = 0x34;
+    /// Fault status of a debug exception.
+    const DEBUG_STATUS: u64 = 0x22;
+    /// MDCR_EL2.TDE.
+    const TDE: u64 = 1 << 8;
+    /// MDSCR_EL1.MDE.
+    const MDE: u64 = 1 << 15;
+
+    fn mdscr(value: u64) {
+        msr!("S2_0_C0_C2_2", value);
+        op!("isb");
+    }
+
+    /// With TDE the hypervisor steps its guest, instruction by instruction.
+    fn single_step() -> Verdict {
+        const SS: u64 = 1 << 21;
+        let mut guest = guest();
+        for pstate in [l2::EL1H, l2::EL0T] {
+            write(&mut guest, In::Mdcr, TDE);
+            mdscr(1);
+            guest.write_program(&[l2::NOP, l2::NOP, l2::NOP]);
+            guest.set_pc(l2::CODE);
+            let mut steps = [Exit {
+                vector: 0,
+                esr: 0,
+                far: 0,
+                hpfar: 0,
+            }; 3];
+            let mut places = [0; 3];
+            for n in 0..3 {
+                guest.set_pstate(pstate | SS);
+                steps[n] = guest.run();
+                places[n] = guest.pc();
+            }
+            mdscr(0);
+            write(&mut guest, In::Mdcr, 0);
+            for (n, exit) in (1..).zip(steps) {
+                equal!(exit.ec(), STEP, "class of a step");
+                equal!(exit.esr & 0x3f, DEBUG_STATUS, "status of a step");
+                equal!(
+                    places[n as usize - 1],
+                    l2::CODE + 4 * n,
+                    "ELR_EL2 of a step"
+                );
+            }
+        }
+        PASS
+    }
+
+    /// A breakpoint in the guest is its own, or with TDE its hypervisor's.
+    fn breakpoint() -> Verdict {
+        let mut guest = guest();
+        for (pstate, control, routed) in [
+            (l2::EL1H, TDE, true),
+            (l2::EL0T, TDE, true),
+            (l2::EL0T, 0, false),
+        ] {
+            write(&mut guest, In::Mdcr, control);
+            msr!("S2_0_C0_C0_4", l2::CODE + 8);
+            msr!("S2_0_C0_C0_5", 0x1e7u64);
+            mdscr(MDE);
+            guest.set_pstate(pstate);
+            let exit = guest.execute(&[l2::NOP, l2::NOP, l2::NOP]);
+            mdscr(0);
+            msr!("S2_0_C0_C0_5", 0u64);
+            write(&mut guest, In::Mdcr, 0);
+            if routed {
+                equal!(exit.ec(), BREAKPOINT, "class of a breakpoint");
+                equal!(guest.pc(), l2::CODE + 8, "ELR_EL2 of a breakpoint");
+            } else {
+                ensure!(
+                    exit.is_hvc(l2::VECTOR_HVC + 8),
+                    "a breakpoint goes to EL1",
+                    exit.esr
+                );
+                equal!(guest.el1.esr >> 26, BREAKPOINT, "class at EL1");
+                equal!(guest.el1.elr, l2::CODE + 8, "ELR_EL1 of a breakpoint");
+            }
+        }
+        PASS
+    }
+
+    /// So is a watchpoint, which has an address.
+    fn watchpoint() -> Verdict {
+        const AT: u64 = l2::CODE + 0x100;
+        let mut guest = guest();
+        for (instruction, writes) in [(l2::LDR, 0), (l2::STR, 1)] {
+            write(&mut guest, In::Mdcr, TDE);
+            msr!("S2_0_C0_C0_6", AT);
+            msr!("S2_0_C0_C0_7", 0x1fffu64);
+            mdscr(MDE);
+            guest.set_pstate(l2::EL1H);
+            guest.x()[0] = AT;
+            let exit = guest.execute(&[l2::NOP, instruction]);
+            mdscr(0);
+            msr!("S2_0_C0_C0_7", 0u64);
+            write(&mut guest, In::Mdcr, 0);
+            equal!(exit.ec(), WATCHPOINT, "class of a watchpoint");
+            equal!(exit.esr & 0x3f, DEBUG_STATUS, "status of a watchpoint");
+            equal!(exit.esr >> 6 & 1, writes, "ESR_EL2.WnR");
+            equal!(exit.far, AT, "FAR_EL2");
+            equal!(guest.pc(), l2::CODE + 4, "ELR_EL2");
+        }
+        PASS
+    }
+
+    /// A breakpoint instruction of the guest is its own, or with MDCR_EL2.TDE its hypervisor's, from EL1
+    /// and from EL0.
+    fn debug_exceptions() -> Verdict {
+        const BRK: u32 = 0xd420_0000 | 0x5a5 << 5;
+        let mut guest = guest();
+        // Entries of the guest's vectors: synchronous, from EL1 with SP_EL1 and from EL0.
+        for (pstate, entry) in [(l2::EL1H, 4), (l2::EL0T, 8)] {
+            for (control, routed) in [(0, false), (TDE, true)] {
+                write(&mut guest, In::Mdcr, control);
+                guest.set_pstate(pstate);
+                let exit = guest.execute(&[l2::NOP, BRK]);
+                write(&mut guest, In::Mdcr, 0);
+                if routed {
+                    equal!(exit.vector, 0x400, "vector of BRK");
+                    equal!(exit.esr, 0x3cu64 << 26 | 1 << 25 | 0x5a5, "ESR_EL2 of BRK");
+                    equal!(guest.pc(), l2::CODE + 4, "ELR_EL2 of BRK");
+                } else {
+                    ensure!(
+                        exit.is_hvc(l2::VECTOR_HVC + entry),
+                        "BRK goes to EL1",
+                        exit.esr
+                    );
+                    equal!(
+                        guest.el1.esr,
+                        0x3cu64 << 26 | 1 << 25 | 0x5a5,
+                        "ESR_EL1 of BRK"
+                    );
+                    equal!(guest.el1.elr, l2::CODE + 4, "ELR_EL1 of BRK");
+                }
+            }
+        }
         PASS
     }
 

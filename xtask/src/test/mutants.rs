@@ -124,7 +124,10 @@ enum Verdict {
 fn test(ws: &Workspace, copy: &Path, (package, test): (&str, &str)) -> Result<Verdict> {
     let cargo = || -> Command {
         let mut cmd = command(ws);
-        cmd.current_dir(copy);
+        // Cargo names what it builds by the place inside the workspace: with the checkout's own target
+        // directory, a broken crate would pass for the sound one.
+        cmd.current_dir(copy)
+            .env("CARGO_TARGET_DIR", copy.with_file_name("target"));
         cmd.args(["test", "--locked", "--quiet", "--lib", "-p", package]);
         cmd
     };
@@ -151,10 +154,12 @@ fn test(ws: &Workspace, copy: &Path, (package, test): (&str, &str)) -> Result<Ve
     })
 }
 
-/// A fresh copy of the sources. Dependencies from elsewhere are shared with the checkout's own builds.
+/// A fresh copy of the sources; what was built of an earlier one stays beside it.
 fn copy(ws: &Workspace) -> Result<PathBuf> {
-    let copy = ws.folder("mutants")?;
-    fs::remove_dir_all(&copy).with_context(|| format!("cannot clear {}", copy.display()))?;
+    let copy = ws.folder("mutants")?.join("source");
+    if copy.exists() {
+        fs::remove_dir_all(&copy).with_context(|| format!("cannot clear {}", copy.display()))?;
+    }
     copy_tree(ws.root(), &copy, ws.target()).context("cannot copy the sources")?;
     Ok(copy)
 }

@@ -218,6 +218,16 @@ pub fn copy_out(dst: Hva, src: &[u8]) -> Result<(), Fault> {
     unsafe { umbra_copy_out(dst.raw(), src.as_ptr(), src.len()) }.result()
 }
 
+/// Copies from constant memory that may have gone bad, such as boot data. Both are as long as `dst`.
+///
+/// # Errors
+/// [`Fault::Abort`]; part of `dst` may have been written. [`Fault::BadAddress`] if `src` is shorter.
+pub fn copy_constant(dst: &mut [u8], src: &[u8]) -> Result<(), Fault> {
+    let src = src.get(..dst.len()).ok_or(Fault::BadAddress)?;
+    // SAFETY: both are slices of that length; an abort lands at the fix-up.
+    unsafe { umbra_copy_in(dst.as_mut_ptr(), src.as_ptr() as u64, dst.len()) }.result()
+}
+
 /// Reads 1, 2, 4 or 8 bytes (`1 << log2`) with a single access.
 ///
 /// # Errors

@@ -128,10 +128,7 @@ pub(crate) fn mend(va: u64, esr: u64) -> bool {
         let Some(free) = free.filter(|_| status == EXTERNAL) else {
             return false;
         };
-        for word in 0..PAGE / 8 {
-            // What cannot be written cannot be read by hardware either.
-            let _ = copy::clear_word(LINEAR + page + 8 * word);
-        }
+        clear(page);
         let spare = &SPARE.0[free];
         for word in spare {
             word.store(0, Ordering::Relaxed);

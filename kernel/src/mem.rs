@@ -16,6 +16,17 @@ const TABLE_PAGES_LOW: usize = 8;
 
 static FRAMES: SpinLock<Option<Frames<'static>>> = SpinLock::new("frames", 200, None);
 
+/// Where the frame table lies: its first address and the one behind it.
+static TABLE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// The frame table itself, which has no owner in it.
+pub(crate) fn frame_table() -> (Pa, Pa) {
+    let [start, end] = TABLE
+        .each_ref()
+        .map(|word| Pa::new(word.load(Ordering::Relaxed)));
+    (start, end)
+}
+
 /// Takes over physical memory: `ram` are the ranges umbra may use, `reserved` those that the loader
 /// filled. Nothing smaller than a chunk next to a reservation is used.
 pub(crate) fn init(ram: &[(Pa, u64)], reserved: &[(Pa, u64)]) {
@@ -55,6 +66,8 @@ pub(crate) fn init(ram: &[(Pa, u64)], reserved: &[(Pa, u64)]) {
     for chunk in (table..table + bytes).step_by(chunk_size as usize) {
         umbra_hw::mem::claim_words(Pa::new(chunk)).expect("the early tables cover the frame table");
     }
+    TABLE[0].store(table, Ordering::Relaxed);
+    TABLE[1].store(table + bytes, Ordering::Relaxed);
     let words = umbra_hw::mem::words(Pa::new(table), (high - low) / FRAME * 8);
     for word in words {
         word.store(0, Ordering::Relaxed);
@@ -195,6 +208,8 @@ pub(crate) fn give_up_root(pa: Pa) -> bool {
     if is_page {
         crate::poison::found(pa);
         retire(pa);
+        // A CPU that has the root loaded must not find what hung on it, which is about to be another's.
+        umbra_hw::lost::scrub(pa);
     }
     umbra_hw::lost::forget(pa);
     is_page
@@ -218,6 +233,16 @@ pub(crate) fn allocate_for(order: u8, tag: Tag) -> Option<Pa> {
 /// What was taken for nobody in particular is now the memory of the process with this tag.
 pub(crate) fn give_to(pa: Pa, tag: Tag) {
     with(|frames| frames.label(pa, label_of(tag)));
+}
+
+/// The `nth` page, counted round and round, of the tables of VMs.
+pub(crate) fn nth_vm_table(nth: u64) -> Option<Pa> {
+    with(|frames| frames.nth_of(Owner::Table, nth, |label| label >> 16 == 1))
+}
+
+/// Tells every run of frames that one owner has.
+pub(crate) fn for_each_run(each: impl FnMut(Pa, Pa, Owner)) {
+    with(|frames| frames.for_each_run(each));
 }
 
 /// A root that was replaced: no sweep frees it.

@@ -16,7 +16,7 @@
 
 use alloc::sync::Arc;
 use core::fmt::Write;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use umbra_abort::{BadFrame, BadFrames, Poison, Reported};
 use umbra_arm64::{Hva, Pa};
@@ -27,6 +27,7 @@ use umbra_linux::Errno;
 use umbra_linux::einj::number;
 use umbra_linux::signal::{Siginfo, Signal, code};
 
+use crate::files::tree;
 use crate::mm::{Breakage, Mm};
 use crate::{mem, proc};
 
@@ -37,11 +38,16 @@ pub(crate) const NOWHERE: Pa = Pa::new(0x0c80_0000);
 const LISTED: usize = 16 << 10;
 
 static REGISTRY: SpinLock<BadFrames<LISTED>> = SpinLock::new("bad frames", 195, BadFrames::new());
+/// Whether anything was ever listed.
+static LISTS: AtomicBool = AtomicBool::new(false);
 /// Errors that hardware corrected.
 static CORRECTED: AtomicU64 = AtomicU64::new(0);
 
 /// What is known of the frame that `pa` lies in.
 pub(crate) fn state_of(pa: Pa) -> Option<Poison> {
+    if !LISTS.load(Ordering::Acquire) {
+        return None;
+    }
     REGISTRY.lock().get(pa).map(|entry| entry.poison)
 }
 
@@ -66,9 +72,14 @@ pub(crate) fn corrected(pa: Pa) {
     log::info!("memory error at {pa}: corrected ({count} so far)");
 }
 
+fn enlist(frame: Pa, poison: Poison) -> Reported {
+    LISTS.store(true, Ordering::Release);
+    REGISTRY.lock().report(frame, poison)
+}
+
 /// umbra found a page of a table bad. It is its owner's to take from where it is.
 pub(crate) fn found(pa: Pa) {
-    if REGISTRY.lock().report(pa.align_down(FRAME), Poison::Known) == Reported::New {
+    if enlist(pa.align_down(FRAME), Poison::Known) == Reported::New {
         log::warn!("memory error at {pa}: a page of tables");
     }
 }
@@ -87,6 +98,12 @@ pub(crate) fn report_but(
     consumer: Option<&Arc<Mm>>,
 ) -> Result<Reported, Errno> {
     let frame = pa.align_down(FRAME);
+    if tree::archive_holds(frame) {
+        // A page of the files that umbra was booted with: who reads it is told (EIO).
+        let news = enlist(frame, poison);
+        tree::archive_went_bad();
+        return Ok(news);
+    }
     if !mem::is_ram(frame) {
         return Err(Errno::ENXIO);
     }
@@ -94,7 +111,7 @@ pub(crate) fn report_but(
     if owner.is_some_and(is_own) {
         fail_stop(frame, owner);
     }
-    let news = REGISTRY.lock().report(frame, poison);
+    let news = enlist(frame, poison);
     let standing = if left_out(Safeguard::PoisonRetire) {
         mem::standing(frame)
     } else {
@@ -108,7 +125,7 @@ pub(crate) fn report_but(
         Standing::Owned(Owner::Anonymous | Owner::Shared) => {
             take_from_processes(frame, poison, consumer)?
         }
-        Standing::Owned(Owner::Table) => heal_table(frame)?,
+        Standing::Owned(Owner::Table) => heal_tables(),
         Standing::Owned(Owner::Heap | Owner::Stack | Owner::Kernel) => fail_stop(frame, owner),
         Standing::Free | Standing::Retired | Standing::Reserved => {}
     }
@@ -150,22 +167,19 @@ fn take_from_processes(frame: Pa, poison: Poison, consumer: Option<&Arc<Mm>>) ->
     Ok(())
 }
 
-/// A table page is bad: the VM whose it is makes it anew. `EBUSY`: no VM's, or a root, which stays in use;
-/// it is retired when its owner ends.
-fn heal_table(frame: Pa) -> Result<(), Errno> {
+/// A table page is bad: the process or VM whose it is makes it anew. A root is retired when its owner ends.
+fn heal_tables() {
     for process in proc::processes() {
         if let Some(mm) = process.try_mm() {
             mm.heal_tables();
         }
     }
-    match mem::owner(frame) {
-        None => Ok(()),
-        Some(_) => Err(Errno::EBUSY),
-    }
 }
 
 /// Breaks something of the calling process's on purpose, so that hardware raises a real external abort:
-/// `page ADDRESS`, `stage2-root`, `stage2-table`, `shadow-table`, `vncr`. `EOPNOTSUPP` outside a build
+/// `page ADDRESS`, `stage2-root`, `stage2-table`, `shadow-table`, `vncr`, `process-table ADDRESS`; or makes pages of
+/// tables known to be bad: `stage2-root-page`, and `vm-table N` of any VM; or plants an error where the initrd holds
+/// the second page of a file: `file PATH`. `EOPNOTSUPP` outside a build
 /// with checks.
 pub(crate) fn break_on_purpose(mm: &Mm, text: &[u8]) -> Result<(), Errno> {
     if !cfg!(debug_assertions) {
@@ -176,7 +190,16 @@ pub(crate) fn break_on_purpose(mm: &Mm, text: &[u8]) -> Result<(), Errno> {
         b"stage2-table" => Breakage::Table,
         b"shadow-table" => Breakage::Shadow,
         b"vncr" => Breakage::Vncr,
+        b"stage2-root-page" => Breakage::RootPage,
         page => {
+            if let Some(path) = page.strip_prefix(b"file ") {
+                let page = tree::in_archive(path)?;
+                return report(page, Poison::Latent);
+            }
+            if let Some(nth) = page.strip_prefix(b"vm-table ") {
+                let page = mem::nth_vm_table(number(nth)?).ok_or(Errno::ENOENT)?;
+                return report(page, Poison::Known);
+            }
             if let Some(at) = page.strip_prefix(b"process-table ") {
                 return mm.misdirect_table(Hva::new(number(at)?), NOWHERE);
             }
@@ -186,6 +209,41 @@ pub(crate) fn break_on_purpose(mm: &Mm, text: &[u8]) -> Result<(), Errno> {
     };
     mm.break_on_purpose(what);
     Ok(())
+}
+
+/// What umbra cannot be without, and where it keeps what it can: a line a range.
+pub(crate) fn ranges() -> alloc::string::String {
+    let mut text = alloc::string::String::new();
+    let mut line = |start: Pa, end: Pa, what: &str| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{:#x}-{:#x} {what}", start.raw(), end.raw());
+    };
+    let (image, bytes) = umbra_hw::image();
+    line(image, Pa::new(image.raw() + bytes), "fail-stop image");
+    let (start, end) = mem::frame_table();
+    line(start, end, "fail-stop frame table");
+    if let Some((start, end)) = tree::archive() {
+        line(start, end, "files");
+    }
+    // Collected first: a text grows on the heap, and the frame table is locked meanwhile.
+    let mut runs = alloc::vec::Vec::with_capacity(256);
+    mem::for_each_run(|start, end, owner| {
+        if is_own(owner) && runs.len() < runs.capacity() {
+            runs.push((start, end, owner));
+        }
+    });
+    for (start, end, owner) in runs {
+        line(
+            start,
+            end,
+            match owner {
+                Owner::Heap => "fail-stop heap",
+                Owner::Stack => "fail-stop stack",
+                _ => "fail-stop own tables and rings",
+            },
+        );
+    }
+    text
 }
 
 /// The list, as a text: a line a frame.

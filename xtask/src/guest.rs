@@ -44,6 +44,14 @@ impl Item {
         }
     }
 
+    /// Files of three pages each that a test may lose: /lib/victim-0 and so on.
+    pub(crate) fn victims(count: usize) -> impl Iterator<Item = Self> {
+        (0..count).map(|number| {
+            let content = (0..3 * 4096).map(|at| (at ^ number) as u8).collect();
+            Self::bytes(&format!("/lib/victim-{number}"), content)
+        })
+    }
+
     /// A file with this text.
     pub(crate) fn text(path: &str, text: &str) -> Self {
         Self {

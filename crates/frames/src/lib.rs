@@ -479,6 +479,68 @@ impl<'a> Frames<'a> {
         Standing::Free
     }
 
+    /// Tells every run of frames that one owner has: first address, the address behind the last, owner.
+    pub fn for_each_run(&self, mut each: impl FnMut(Pa, Pa, Owner)) {
+        let mut run: Option<(usize, usize, Owner)> = None;
+        let mut index = 0;
+        while index < self.words.len() {
+            let word = self.word(index);
+            let (frames, owner) = match word.state() {
+                State::Allocated => (1 << word.order(), word.owner()),
+                State::FreeHead => (1 << word.order(), None),
+                State::Reserved | State::Tail | State::Retired => (1, None),
+            };
+            match (&mut run, owner) {
+                (Some((_, end, same)), Some(owner)) if *same == owner && *end == index => {
+                    *end += frames;
+                }
+                (_, owner) => {
+                    if let Some((start, end, owner)) = run.take() {
+                        each(self.pa(start), self.pa(end), owner);
+                    }
+                    run = owner.map(|owner| (index, index + frames, owner));
+                }
+            }
+            index += frames;
+        }
+        if let Some((start, end, owner)) = run {
+            each(self.pa(start), self.pa(end), owner);
+        }
+    }
+
+    /// The first frame of every block, and every frame that is in none.
+    fn heads(&self) -> impl Iterator<Item = usize> {
+        let mut index = 0;
+        core::iter::from_fn(move || {
+            let at = index;
+            let word = (at < self.words.len()).then(|| self.word(at))?;
+            index += match word.state() {
+                State::FreeHead | State::Allocated => 1 << word.order(),
+                State::Reserved | State::Tail | State::Retired => 1,
+            };
+            Some(at)
+        })
+    }
+
+    /// The `nth` frame, counted round and round, that `owner` has under a label that `is_wanted`.
+    pub fn nth_of(&self, owner: Owner, nth: u64, is_wanted: impl Fn(u32) -> bool) -> Option<Pa> {
+        let wanted = |index: &usize| {
+            let word = self.word(*index);
+            word.state() == State::Allocated
+                && word.owner() == Some(owner)
+                && word.0 & BAD == 0
+                && is_wanted((word.0 >> LABEL_SHIFT & LABEL_MASK) as u32)
+        };
+        let mut found = 0;
+        let count = self.heads().filter(wanted).count() as u64;
+        let nth = nth.checked_rem(count)?;
+        let index = self.heads().find(|index| {
+            found += u64::from(wanted(index));
+            found > nth
+        })?;
+        Some(self.pa(index))
+    }
+
     /// Whether `pa` lies in a frame that was added, retired or not.
     pub fn is_ram(&self, pa: Pa) -> bool {
         self.index(pa)
@@ -731,6 +793,32 @@ mod tests {
         assert_eq!(frames.sweep(5), 2);
         assert_eq!((frames.sweep(6), frames.sweep(6)), (0, 1));
         assert_eq!(frames.references(unlabelled), 1);
+    }
+
+    #[test]
+    fn runs_and_frames_are_found_by_their_owner() {
+        let words = words(1024);
+        let mut frames = Frames::new(&words, Pa::new(0));
+        frames.add(Pa::new(0), Pa::new(1024 * FRAME));
+        let heap = frames.allocate(9, Pool::Plain, Owner::Heap).unwrap();
+        let more = frames.allocate(3, Pool::Plain, Owner::Heap).unwrap();
+        let table = frames.allocate(0, Pool::Plain, Owner::Table).unwrap();
+        frames.label(table, 7);
+        let mut seen = Vec::new();
+        frames.for_each_run(|start, end, owner| seen.push((start.raw(), end.raw(), owner)));
+        assert_eq!((heap.raw(), more.raw()), (0, 512 * FRAME));
+        let end = 520 * FRAME;
+        let page = (table.raw(), table.raw() + FRAME, Owner::Table);
+        assert_eq!(seen, [(0, end, Owner::Heap), page]);
+        for nth in [0, 5] {
+            assert_eq!(
+                frames.nth_of(Owner::Table, nth, |label| label == 7),
+                Some(table)
+            );
+        }
+        assert_eq!(frames.nth_of(Owner::Table, 0, |label| label == 8), None);
+        frames.retire(table);
+        assert_eq!(frames.nth_of(Owner::Table, 0, |_| true), None);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
 
+use umbra_arm64::Pa;
+
 use super::tree::Machine;
 use crate::files::{random, tree};
 use crate::{mem, proc, sched};
@@ -39,7 +41,11 @@ pub(crate) fn start(machine: &Machine) {
     random::seed(&umbra_hw::timer::ticks().to_le_bytes());
     let (_, frames) = mem::frame_counts();
     // Files live on umbra's own heap: they get a quarter of memory at most.
-    if let Err(error) = tree::init(archive, frames / 4) {
+    if let Err(error) = tree::init(
+        archive,
+        machine.initrd.map_or(Pa::new(0), |(at, _)| at),
+        frames / 4,
+    ) {
         log::error!("{error}");
         super::end(STATUS_NOT_FOUND);
     }

@@ -141,6 +141,7 @@ impl File for PageMap {
 pub(super) fn text(which: ProcFile) -> Option<String> {
     match which {
         ProcFile::BadFrames => Some(poison::list()),
+        ProcFile::Ranges => Some(poison::ranges()),
         // Its presence is what testers look for; there is no ACPI that could read more.
         ProcFile::EinjTable => Some(String::from("EINJ")),
         _ => None,

@@ -138,6 +138,7 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
         }
         ProcFile::EinjTable
         | ProcFile::BadFrames
+        | ProcFile::Ranges
         | ProcFile::PageMap
         | ProcFile::Einj(_)
         | ProcFile::CorruptPfn

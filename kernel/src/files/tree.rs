@@ -6,7 +6,9 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use umbra_arm64::Pa;
 use umbra_hw::sync::SpinLock;
 use umbra_linux::fs::{
     BootError, Chunk, Device, Fs, InodeId, Limits, OpenFile, OpenFlags, Opened, ProcFile,
@@ -22,7 +24,15 @@ use crate::proc::Paths;
 static TREE: SpinLock<Option<Fs>> = SpinLock::new("tree", 160, None);
 
 /// Makes the tree from the initrd. `pages` bounds what files may take of memory.
-pub(crate) fn init(archive: &'static [u8], pages: u64) -> Result<(), BootError> {
+/// `at` is where the initrd lies in memory.
+pub(crate) fn init(archive: &'static [u8], at: Pa, pages: u64) -> Result<(), BootError> {
+    for (word, value) in ARCHIVE.iter().zip([
+        archive.as_ptr().addr() as u64,
+        at.raw(),
+        archive.len() as u64,
+    ]) {
+        word.store(value, Ordering::Relaxed);
+    }
     let limits = Limits {
         pages,
         inodes: 1 << 16,
@@ -36,6 +46,103 @@ pub(crate) fn init(archive: &'static [u8], pages: u64) -> Result<(), BootError> 
     }
     *TREE.lock() = Some(fs);
     Ok(())
+}
+
+/// The initrd: its address, its place in memory, its bytes.
+static ARCHIVE: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+/// A page of it is known to be bad.
+static BAD: AtomicBool = AtomicBool::new(false);
+
+/// Where the initrd lies in memory, if there is one.
+pub(crate) fn archive() -> Option<(Pa, Pa)> {
+    let [_, at, bytes] = ARCHIVE.each_ref().map(|word| word.load(Ordering::Relaxed));
+    (bytes > 0).then(|| (Pa::new(at), Pa::new(at + bytes)))
+}
+
+/// Whether the frame holds something of the initrd.
+pub(crate) fn archive_holds(frame: Pa) -> bool {
+    let frame = frame.align_down(4096);
+    archive().is_some_and(|(start, end)| start.align_down(4096) <= frame && frame < end)
+}
+
+/// A page of it is bad: from now on every read looks.
+pub(crate) fn archive_went_bad() {
+    BAD.store(true, Ordering::Release);
+}
+
+/// Copies bytes of a file. `EIO` where the memory that holds them is bad.
+fn copy(to: &mut [u8], from: &[u8]) -> Result<(), Errno> {
+    if BAD.load(Ordering::Acquire) {
+        let [start, at, bytes] = ARCHIVE.each_ref().map(|word| word.load(Ordering::Relaxed));
+        let first = from.as_ptr().addr() as u64;
+        if let Some(offset) = first.checked_sub(start).filter(|&offset| offset < bytes) {
+            let first = (at + offset) & !4095;
+            let end = at + offset + to.len() as u64;
+            for page in (first..end).step_by(4096) {
+                if crate::poison::state_of(Pa::new(page)).is_some() {
+                    crate::poison::consume(Pa::new(page));
+                    return Err(Errno::EIO);
+                }
+            }
+        }
+    }
+    umbra_hw::copy::copy_constant(to, from).map_err(|_| Errno::EIO)
+}
+
+/// Where the initrd holds the second page of the file at `path`; `ENXIO` if it does not.
+pub(crate) fn in_archive(path: &[u8]) -> Result<Pa, Errno> {
+    let [start, at, bytes] = ARCHIVE.each_ref().map(|word| word.load(Ordering::Relaxed));
+    with(|fs| {
+        let caller = umbra_linux::fs::Caller {
+            dir: fs.root(),
+            exe: b"",
+            umask: 0,
+        };
+        let id = fs.resolve(&caller, path)?;
+        match fs.chunk_at(id, 4096)? {
+            Chunk::Bytes(held) => (held.as_ptr().addr() as u64)
+                .checked_sub(start)
+                .filter(|&offset| offset < bytes)
+                .map(|offset| Pa::new(at + offset))
+                .ok_or(Errno::ENXIO),
+            Chunk::Zeros(_) => Err(Errno::ENXIO),
+        }
+    })
+}
+
+/// Reads from a file, before or without opening it.
+pub(crate) fn read_at(id: InodeId, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+    with(|fs| read(fs, id, offset, buf))
+}
+
+/// Reads from a file: how many bytes came before its end, or before memory that is bad (`EIO` if none did).
+fn read(fs: &Fs, id: InodeId, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+    let mut done = 0;
+    while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let Some(at) = offset.checked_add(done as u64) else {
+            break;
+        };
+        let count = match fs.chunk_at(id, at)? {
+            Chunk::Bytes(bytes) => {
+                let count = bytes.len().min(rest.len());
+                match copy(&mut rest[..count], &bytes[..count]) {
+                    Err(errno) if done == 0 => return Err(errno),
+                    Err(_) => return Ok(done),
+                    Ok(()) => count,
+                }
+            }
+            Chunk::Zeros(count) => {
+                let count = count.min(rest.len());
+                rest[..count].fill(0);
+                count
+            }
+        };
+        if count == 0 {
+            break;
+        }
+        done += count;
+    }
+    Ok(done)
 }
 
 /// Runs `f` with the tree. Nothing in it may wait or touch user memory.
@@ -103,19 +210,9 @@ impl FilePages for Pages {
             let Ok(length) = fs.len(self.0) else {
                 return false;
             };
-            let mut done = 0;
-            while let Some(rest) = page.get_mut(done..).filter(|rest| !rest.is_empty()) {
-                match fs.chunk_at(self.0, offset.saturating_add(done as u64)) {
-                    Ok(Chunk::Bytes(bytes)) if !bytes.is_empty() => {
-                        let count = bytes.len().min(rest.len());
-                        rest[..count].copy_from_slice(&bytes[..count]);
-                        done += count;
-                    }
-                    Ok(Chunk::Zeros(count)) if count > 0 => done += count.min(rest.len()),
-                    _ => break,
-                }
-            }
-            offset < length
+            // What lies beyond the end is zero already; a page that cannot be read as a whole is none.
+            let there = length.saturating_sub(offset).min(page.len() as u64);
+            there > 0 && read(fs, self.0, offset, page) == Ok(there as usize)
         })
     }
 }
@@ -138,7 +235,12 @@ impl File for TreeFile {
         if open.kind == Opened::Dir {
             return Err(Errno::EISDIR.into());
         }
-        Ok(with(|fs| open.read(fs, buf))?)
+        if !open.flags.read {
+            return Err(Errno::EBADF.into());
+        }
+        let count = with(|fs| read(fs, self.id, open.position, buf))?;
+        open.position += count as u64;
+        Ok(count)
     }
 
     fn write(&self, _call: &Call<'_>, bytes: &[u8]) -> Result<usize, Stop> {
@@ -148,7 +250,10 @@ impl File for TreeFile {
 
     fn read_at(&self, _call: &Call<'_>, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         let open = self.open.lock();
-        with(|fs| open.read_at(fs, offset, buf))
+        if !open.flags.read {
+            return Err(Errno::EBADF);
+        }
+        with(|fs| read(fs, self.id, offset, buf))
     }
 
     fn write_at(&self, _call: &Call<'_>, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {

@@ -69,7 +69,7 @@ fn with(work: impl FnOnce(&mut Ghosts)) {
         let lost = umbra_hw::lost::generation();
         if LOST.swap(lost, Ordering::Relaxed) != lost {
             // With each, every TLB forgot everything of guests.
-            (0..=u16::MAX).for_each(|vmid| ghosts.struck_all(vmid));
+            ghosts.struck_every();
         }
         work(ghosts);
     }

@@ -160,6 +160,10 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
         state.started = true;
     }
     let page = &*vcpu.page;
+    if page.is_bad() {
+        // Nothing can be told through it any more; the VM's other vCPUs go on.
+        return Err(Errno::EHWPOISON);
+    }
     loaded::load(vcpu);
     if !nested::arrive(vcpu, &mut state) {
         return Err(Errno::ENOMEM);

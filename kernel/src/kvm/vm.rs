@@ -4,8 +4,9 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use umbra_abort::Poison;
 use umbra_arm64::idreg::IdRegs;
-use umbra_arm64::{Hva, Ipa};
+use umbra_arm64::{Hva, Ipa, Pa};
 use umbra_hw::MAX_CPUS;
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
@@ -113,6 +114,12 @@ impl Notifier for Vm {
                 let shadows = what == Breakage::Shadow;
                 if umbra_hw::mem::pretend_table(nowhere) {
                     self.memory.lock().misdirect(nowhere, shadows);
+                }
+            }
+            Breakage::RootPage => {
+                let root = self.vttbr() & 0x0000_ffff_ffff_f000;
+                if let Err(errno) = crate::poison::report(Pa::new(root), Poison::Known) {
+                    log::error!("a root is not taken: {errno}");
                 }
             }
             Breakage::Root | Breakage::Vncr => {

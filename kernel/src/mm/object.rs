@@ -101,6 +101,13 @@ impl SharedPages {
         Some(Arc::new(Self { pages, behind }))
     }
 
+    /// Whether one of them is bad.
+    pub(crate) fn is_bad(&self) -> bool {
+        self.pages
+            .iter()
+            .any(|&page| umbra_hw::lost::is_lost(page) || crate::poison::state_of(page).is_some())
+    }
+
     /// Physical page at `offset` bytes.
     pub(crate) fn page(&self, offset: u64) -> Option<Pa> {
         let index = usize::try_from(offset / FRAME).ok()?;

@@ -36,10 +36,14 @@ pub(super) fn bring_in(inner: &mut Inner, addr: Hva, access: Prot) -> Result<Pag
         return Err(MmFault::Poisoned(lost.table, Poison::Known));
     }
     let block = addr.align_down(BLOCK);
+    let end = block.checked_add(BLOCK);
     let whole = inner
         .bad
         .iter()
-        .all(|bad| bad.at.align_down(BLOCK) != block);
+        .all(|bad| bad.at.align_down(BLOCK) != block)
+        && inner.lost.iter().all(|lost| {
+            lost.span.end() <= block || end.is_some_and(|end| end <= lost.span.start())
+        });
     let table = inner.table();
     match table.lookup(addr, &TablePages) {
         Some(leaf) => Ok(PageView {
@@ -103,7 +107,17 @@ pub(super) fn heal(inner: &mut Inner, more_lost: bool) -> usize {
         mem::sweep(tag, |reach| {
             if let Some(table) = table {
                 table.visit_tables(&TablePages, &mut |page| reach(page));
-                table.visit(Hva::new(0), 1 << 48, &TablePages, |leaf| reach(leaf.pa));
+                table.visit(Hva::new(0), 1 << 48, &TablePages, |leaf| {
+                    // The frames of a block may be several.
+                    let end = leaf.pa.raw() + leaf.size;
+                    let mut at = leaf.pa;
+                    while at.raw() < end {
+                        reach(at);
+                        let next =
+                            mem::block(at).map(|(head, order)| head.raw() + (FRAME << order));
+                        at = Pa::new(next.unwrap_or(at.raw() + FRAME));
+                    }
+                });
             }
             bad.iter().for_each(|page| reach(page.frame));
         });
@@ -111,7 +125,7 @@ pub(super) fn heal(inner: &mut Inner, more_lost: bool) -> usize {
     healed.cuts
 }
 
-/// `whole`: no page of the block round `addr` is bad.
+/// `whole`: no page of the block round `addr` is bad, or lost.
 fn fill(table: &mut User, area: &Vma<Object>, addr: Hva, whole: bool) -> Result<PageView, MmFault> {
     let page = addr.align_down(FRAME);
     match area.backing_at(addr) {
@@ -155,6 +169,9 @@ fn fill(table: &mut User, area: &Vma<Object>, addr: Hva, whole: bool) -> Result<
 /// whatever becomes of the object that it is from.
 fn share(table: &mut User, at: Hva, pa: Option<Pa>, prot: Prot) -> Result<PageView, MmFault> {
     let pa = pa.ok_or(MmFault::BeyondFile)?;
+    if let Some(poison) = poison::state_of(pa) {
+        return Err(MmFault::Poisoned(pa, poison));
+    }
     let rights = rights(prot);
     mem::hold(pa);
     if map(table, at, pa, FRAME, Attrs::normal(rights)).is_err() {

@@ -46,6 +46,8 @@ pub(crate) trait Notifier: Send + Sync {
 pub(crate) enum Breakage {
     /// The root that vCPUs have loaded.
     Root,
+    /// The page of the root itself.
+    RootPage,
     /// A table below the root of the canonical tables.
     Table,
     /// A table below the root of each shadow.

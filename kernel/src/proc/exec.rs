@@ -61,7 +61,7 @@ type Interpreter = (Vec<u8>, Option<Vec<u8>>);
 /// The interpreter that the file's `#!` line names, if it is a script.
 fn script(id: InodeId) -> Result<Option<Interpreter>, Errno> {
     let mut head = [0u8; 256];
-    let count = tree::with(|fs| fs.read_at(id, 0, &mut head))?;
+    let count = tree::read_at(id, 0, &mut head)?;
     let Some(line) = head[..count].strip_prefix(b"#!") else {
         return Ok(None);
     };
@@ -116,7 +116,7 @@ impl Program {
     ) -> Result<Self, Errno> {
         let length = tree::with(|fs| fs.len(id))?;
         let image = Image::read(length, |offset, buffer| {
-            let count = tree::with(|fs| fs.read_at(id, offset, buffer))?;
+            let count = tree::read_at(id, offset, buffer)?;
             if count == buffer.len() {
                 Ok(())
             } else {

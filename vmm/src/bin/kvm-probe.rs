@@ -86,6 +86,10 @@ fn run() -> Result<bool, String> {
         match arg {
             Long("umbra") => env.umbra = true,
             Long("list") => list = true,
+            Long("victim") => {
+                let what = args.value().map_err(wrong)?.string().map_err(wrong)?;
+                return probe::heal::victim(&what).map(|()| true);
+            }
             Long("seed") => env.seed = number(&mut args)?,
             Long("limit") => limit = number(&mut args)?,
             Long("count") => env.count = number(&mut args)?,

@@ -17,6 +17,7 @@ mod follow;
 mod ghes;
 mod gic;
 mod guest;
+pub(crate) mod heal;
 mod hostile;
 mod huge;
 mod irq;
@@ -118,6 +119,7 @@ rows! {
     el2: authenticated_returns serrors_of_the_vmm serrors_of_l1 virtual_interrupts big_endian_tables restored_below
         init_again_below;
     ghes: claimed claimed_below about_another_page met_by_the_vmm found_early nothing_to_claim nonsense;
+    heal: own_walk root_page nothing_is_leaked process_table process_table_of_a_vm run_page file children;
     campaign: memory_error;
     hostile: hypervisor;
     sweep: pointers files_and_sizes orders;

@@ -35,7 +35,8 @@ pub(crate) fn run(ws: &Workspace, args: &MemoryErrorCampaign) -> Result<ExitCode
         "--limit",
         &limit.to_string(),
     ];
-    let items = [Item::from_file("/bin/kvm-probe", &tests.probe)?];
+    let mut items = vec![Item::from_file("/bin/kvm-probe", &tests.probe)?];
+    items.extend(Item::victims(64));
     let machine = Machine {
         cpus: 2,
         kernel: kernel.image,

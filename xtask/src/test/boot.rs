@@ -305,6 +305,7 @@ impl Bench<'_> {
             Item::from_file("/bin/kvm-probe", &self.tests.probe)?,
             Item::text("/hello.txt", HELLO),
         ];
+        items.extend(Item::victims(64));
         let append = match &cases[0].work {
             Work::First(file, args, _) => {
                 let args = args.iter().map(|a| (*a).to_owned()).collect();

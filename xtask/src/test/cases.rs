@@ -185,6 +185,7 @@ impl Case {
             "kvm/poison",
             "kvm/below",
             "kvm/ghes",
+            "kvm/heal",
             "kvm/campaign",
             "kvm/noise-10-million",
         ];
@@ -642,6 +643,7 @@ const PROBES: &[&str] = &[
     "shadows/",
     "el2/",
     "ghes/",
+    "heal/",
     "campaign/",
     "hostile/",
     "sweep/",

@@ -137,6 +137,9 @@ pub enum ProcFile {
     /// /sys/kernel/debug/apei/sources: what firmware's error sources came to; written, a status block. Not
     /// in Linux.
     ErrorSources,
+    /// /sys/kernel/debug/hwpoison/ranges: what of memory umbra cannot be without, and where its files lie. Not
+    /// in Linux.
+    Ranges,
     /// /sys/kernel/debug/hwpoison/break: breaks what is not memory on purpose. Not in Linux.
     Break,
 }
@@ -274,6 +277,7 @@ pub(super) const PROC_FILES: &[(&str, ProcFile, u32)] = &[
         ProcFile::ErrorSources,
         0o600,
     ),
+    ("sys/kernel/debug/hwpoison/ranges", ProcFile::Ranges, 0o400),
     ("sys/kernel/debug/hwpoison/break", ProcFile::Break, 0o200),
 ];
 

@@ -144,6 +144,11 @@ impl Ghosts {
         strike(&mut self.slots, vmid, |_| true);
     }
 
+    /// A TLBI for every guest was executed.
+    pub fn struck_every(&mut self) {
+        self.slots.fill(None);
+    }
+
     /// A ghost that should be gone: one for which `is_wrong`.
     pub fn find(&self, is_wrong: impl Fn(&Ghost) -> bool) -> Option<&Ghost> {
         self.slots.iter().flatten().find(|ghost| is_wrong(ghost))

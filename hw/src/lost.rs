@@ -32,6 +32,9 @@ static SPARE: Spares = Spares([const { [const { AtomicU64::new(0) }; 512] }; SPA
 /// The physical page that each spare stands for, with bit 0 set; 0 where it stands for none.
 static LOST: [AtomicU64; SPARES] = [const { AtomicU64::new(0) }; SPARES];
 static GENERATION: AtomicU64 = AtomicU64::new(0);
+/// The page that only pretends to be one ([`crate::mem::pretend_table`]), for which any number of tables may have
+/// an entry.
+static PRETENDED: AtomicU64 = AtomicU64::new(0);
 /// Held while an entry of umbra's half is changed here. Not a `SpinLock`: it is taken where any may be held, and
 /// nothing is taken inside.
 static BUSY: AtomicBool = AtomicBool::new(false);
@@ -64,23 +67,20 @@ pub fn forget(pa: Pa) {
             .iter()
             .find(|lost| lost.load(Ordering::Relaxed) == page | 1)
         {
+            let pretended = PRETENDED.load(Ordering::Relaxed) == page;
+            let descriptor = if pretended { mmu::memory_page(page) } else { 0 };
             if let Some(entry) = mmu::page_entry(LINEAR + page) {
-                replace(entry, LINEAR + page, 0);
+                replace(entry, LINEAR + page, descriptor);
             }
             lost.store(0, Ordering::Release);
         }
     });
 }
 
-/// The page at `pa` is reached as itself again: for a test that breaks it once more.
-pub(crate) fn restore(pa: Pa) {
+/// The page at `pa` is no memory, and mapped only to be lost, again and again.
+pub(crate) fn pretend(pa: Pa) {
+    PRETENDED.store(pa.raw(), Ordering::Relaxed);
     forget(pa);
-    let va = LINEAR + pa.raw();
-    locked(|| {
-        if let Some(entry) = mmu::page_entry(va) {
-            replace(entry, va, mmu::memory_page(pa.raw()));
-        }
-    });
 }
 
 /// Breaks and makes an entry of umbra's half.
@@ -118,7 +118,8 @@ pub(crate) fn mend(va: u64, esr: u64) -> bool {
         return false;
     };
     locked(|| {
-        if is_lost(Pa::new(page)) {
+        let is_mapped = entry.load(Ordering::Acquire) & 1 == 1;
+        if is_lost(Pa::new(page)) || status == TRANSLATION_L3 && is_mapped {
             // Another CPU was first.
             return true;
         }

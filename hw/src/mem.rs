@@ -116,7 +116,7 @@ pub fn pretend_table(pa: Pa) -> bool {
         }
         set_bit(&TABLES, pa.raw());
     }
-    crate::lost::restore(pa);
+    crate::lost::pretend(pa);
     true
 }
 

@@ -77,6 +77,21 @@ pub fn forget(pa: Pa) {
     });
 }
 
+fn clear(page: u64) {
+    for word in 0..PAGE / 8 {
+        // What cannot be written cannot be read by hardware either.
+        let _ = copy::clear_word(LINEAR + page + 8 * word);
+    }
+}
+
+/// Clears a page of a table that nothing of umbra's names any more, but a register of hardware may.
+pub fn scrub(pa: Pa) {
+    let page = pa.align_down(PAGE).raw();
+    if mmu::page_entry(LINEAR + page).is_some_and(|entry| entry.load(Ordering::Acquire) & 1 == 1) {
+        clear(page);
+    }
+}
+
 /// The page at `pa` is no memory, and mapped only to be lost, again and again.
 pub(crate) fn pretend(pa: Pa) {
     PRETENDED.store(pa.raw(), Ordering::Relaxed);

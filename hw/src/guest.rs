@@ -75,9 +75,14 @@ pub fn run(
     watch: impl Fn(&Frame, Option<Cause>),
 ) -> Exit {
     fp.load();
-    set_hcr(hcr);
-    user::set_vbar(vectors::guest_vectors());
-    let traps = &percpu::this().traps;
+    let this = percpu::this();
+    if this.hcr.get() != hcr {
+        set_hcr(hcr);
+    }
+    if this.vbar.get() != vectors::guest_vectors() {
+        user::set_vbar(vectors::guest_vectors());
+    }
+    let traps = &this.traps;
     let fp_traps = traps.fp.get() || traps.cpacr.get();
     if fp_traps {
         fp::trap_guest(traps.fp.get(), traps.cpacr.get());
@@ -464,7 +469,6 @@ impl VcpuRegs {
         page.set(offset, value);
     }
 
-    #[inline(always)]
     fn is_live_extra(&self, which: Extra) -> bool {
         self.is_loaded_here()
             && (!is_el0(which) || self.el0_loaded)
@@ -474,7 +478,6 @@ impl VcpuRegs {
     }
 
     /// A register outside the VNCR page.
-    #[inline(always)]
     pub fn extra(&self, which: Extra) -> u64 {
         if self.is_live_extra(which) {
             return read_live_extra(which);
@@ -483,7 +486,6 @@ impl VcpuRegs {
     }
 
     /// Sets a register outside the VNCR page.
-    #[inline(always)]
     pub fn set_extra(&mut self, which: Extra, value: u64) {
         if self.is_live_extra(which) {
             write_live_extra(which, value);
@@ -709,7 +711,6 @@ fn write_live(offset: u16, value: u64) {
     el1_registers!(write);
 }
 
-#[inline(always)]
 fn read_live_extra(which: Extra) -> u64 {
     let mut value = 0;
     macro_rules! read {
@@ -727,7 +728,6 @@ fn read_live_extra(which: Extra) -> u64 {
     value
 }
 
-#[inline(always)]
 fn write_live_extra(which: Extra, value: u64) {
     macro_rules! write {
         ($which:expr, $name:literal) => {

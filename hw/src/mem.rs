@@ -97,6 +97,7 @@ pub(crate) fn claim_heap(chunk: Pa) -> Result<u64, NoTablePages> {
 }
 
 /// A page of a table chunk as 512 words.
+#[inline]
 pub fn table(pa: Pa) -> &'static [AtomicU64; 512] {
     assert!(
         pa.is_aligned(PAGE) && bit(&TABLES, pa.raw()),
@@ -187,8 +188,20 @@ pub fn clear(pa: Pa, bytes: u64) {
         return;
     }
     let zva = mrs!("dczid_el0");
+    let has_mops = crate::idregs::read(6, 2) >> 16 & 0xf != 0;
     with_window(pa, bytes, |at| {
-        if zva & 1 << 4 == 0 {
+        if has_mops {
+            // SAFETY: inside the window, which maps `bytes` writable bytes.
+            unsafe {
+                core::arch::asm!(
+                    ".arch_extension mops",
+                    "setp [{at}]!, {left}!, xzr",
+                    "setm [{at}]!, {left}!, xzr",
+                    "sete [{at}]!, {left}!, xzr",
+                    at = inout(reg) at => _, left = inout(reg) bytes => _, options(nostack)
+                );
+            }
+        } else if zva & 1 << 4 == 0 {
             let step = 4u64 << (zva & 0xf);
             let end = at as u64 + bytes;
             let mut at = at as u64;

@@ -84,8 +84,13 @@ impl Stage2 {
         let this = percpu::this();
         let old_hcr = this.hcr.get();
         let old_vttbr = this.vttbr.get();
-        guest::set_hcr(old_hcr & !HCR_TGE);
-        guest::set_vttbr(vttbr);
+        let is_host = old_hcr & HCR_TGE != 0;
+        if is_host {
+            guest::set_hcr(old_hcr & !HCR_TGE);
+        }
+        if old_vttbr != vttbr {
+            guest::set_vttbr(vttbr);
+        }
         // SAFETY: barriers; table changes before this call are visible to every walker first.
         unsafe {
             insn!("dsb ishst");
@@ -97,7 +102,9 @@ impl Stage2 {
         if old_vttbr != vttbr {
             guest::set_vttbr(old_vttbr);
         }
-        guest::set_hcr(old_hcr);
+        if is_host {
+            guest::set_hcr(old_hcr);
+        }
         result
     }
 

@@ -91,6 +91,12 @@ impl Esr {
         Ec::from_number((self.0 >> EC_SHIFT & 0x3f) as u8)
     }
 
+    /// Whether the exception is of this class: [`Esr::ec`] where one alone matters.
+    #[inline]
+    pub const fn is(self, ec: Ec) -> bool {
+        (self.0 >> EC_SHIFT & 0x3f) as u8 == ec.number()
+    }
+
     /// Whether the instruction was 32 bits long (IL, bit 25).
     pub const fn il(self) -> bool {
         self.0 & IL != 0

@@ -53,7 +53,7 @@ pub use heal::Healed;
 pub use map::{Broken, Completed, Make, MapError, Mapped};
 pub use range::Change;
 pub use seam::{NoMemory, Tables};
-pub use table::{Config, Leaf, PageTable};
+pub use table::{Config, Cursor, Leaf, PageTable};
 pub use work::{Discharged, Scope, TlbRequest, TlbWork};
 
 pub use umbra_arm64::Rights;

@@ -218,13 +218,15 @@ impl<F: Format, A: Address> PageTable<F, A> {
 
     /// Writes pages round the one at `near`, which is mapped, ahead of an access to them: where its
     /// own table has nothing, in the naturally aligned `window` of bytes, `pick` says for an address
-    /// what to map there. Answers how many there are now; what cannot be written is left out.
-    pub fn fill_near(
+    /// what to map there. What can be written is shown to `allow` right before it is. Answers how
+    /// many there are now; the rest is left out.
+    pub fn fill_near<T>(
         &mut self,
         near: A,
         window: u64,
         tables: &impl Tables,
-        mut pick: impl FnMut(A) -> Option<(Pa, Attrs)>,
+        mut pick: impl FnMut(A) -> Option<(Pa, Attrs, T)>,
+        mut allow: impl FnMut(T) -> bool,
     ) -> usize {
         let granule = self.config.geometry.granule();
         let (near, page) = (near.to_raw(), granule.bytes());
@@ -235,13 +237,13 @@ impl<F: Format, A: Address> PageTable<F, A> {
         };
         let mut made = 0;
         let mut addr = span.start;
-        while addr < span.end {
-            let slot = self.slot(table, Level::L3, addr, tables);
+        for slot in self.slots(table, Level::L3, span, tables) {
             if slot.load(Relaxed) == entry::ABSENT
-                && let Some((pa, attrs)) = pick(A::from_raw(addr))
-                && let Ok((level, bits)) = self.check(A::from_raw(addr), pa, page, attrs)
+                && let Some((pa, attrs, of)) = pick(A::from_raw(addr))
+                && let Ok(bits) = self.bits(pa, page, attrs)
+                && allow(of)
             {
-                slot.store(entry::leaf(pa, level, bits), Release);
+                slot.store(entry::leaf(pa, Level::L3, bits), Release);
                 made += 1;
             }
             addr += page;
@@ -257,22 +259,26 @@ impl<F: Format, A: Address> PageTable<F, A> {
             .leaf_level(size)
             .filter(|level| *level >= geometry.start());
         let level = level.ok_or(MapError::Misaligned)?;
-        if addr.to_raw() & (size - 1) != 0 || !pa.is_aligned(size) {
+        if addr.to_raw() & (size - 1) != 0 {
             return Err(MapError::Misaligned);
         }
         if addr.to_raw() >= geometry.input_bytes() {
             return Err(MapError::InputSize);
         }
+        Ok((level, self.bits(pa, size, attrs)?))
+    }
+
+    /// The attributes of a leaf of `size` bytes at `pa`, if there can be one.
+    fn bits(&self, pa: Pa, size: u64, attrs: Attrs) -> Result<u64, MapError> {
+        if !pa.is_aligned(size) {
+            return Err(MapError::Misaligned);
+        }
         // Both are multiples of `size`, and so is the limit: the last byte lies within if the first does.
         if pa.raw() >> self.config.output_bits.min(48) != 0 {
             return Err(MapError::OutputSize);
         }
-        let bits = self
-            .config
-            .format
-            .encode(attrs)
-            .ok_or(MapError::Attributes)?;
-        Ok((level, bits))
+        let format = &self.config.format;
+        format.encode(attrs).ok_or(MapError::Attributes)
     }
 
     /// Writes a leaf below an absent entry: the missing tables first, published from below.

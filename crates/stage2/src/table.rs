@@ -74,6 +74,11 @@ pub struct PageTable<F, A> {
     space: PhantomData<A>,
 }
 
+/// Where the last look of [`PageTable::lookup_near`] ended: a table of level 3 and the first address
+/// that it spans.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cursor(Option<(u64, Pa)>);
+
 /// Where a walk for one address ended: the entry that decides about it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spot {
@@ -163,6 +168,32 @@ impl<F: Format, A: Address> PageTable<F, A> {
     pub fn lookup(&self, addr: A, tables: &impl Tables) -> Option<Leaf<A>> {
         let spot = self.find(addr.to_raw(), tables)?;
         (spot.entry == Entry::Leaf).then(|| self.leaf_at(addr.to_raw(), spot.level, spot.word))
+    }
+
+    /// [`PageTable::lookup`] of one address after another: a neighbour of the last one is found
+    /// without a walk. The table must not have changed since the first.
+    pub fn lookup_near(
+        &self,
+        cursor: &mut Cursor,
+        addr: A,
+        tables: &impl Tables,
+    ) -> Option<Leaf<A>> {
+        let addr = addr.to_raw();
+        let granule = self.config.geometry.granule();
+        let span = Span::of_entry(addr, granule.level_bytes(Level::L2));
+        let (level, word) = match cursor.0 {
+            Some((known, table)) if known == span.start => {
+                let slot = self.slot(table, Level::L3, addr, tables);
+                (Level::L3, slot.load(Acquire))
+            }
+            _ => {
+                let spot = self.find(addr, tables)?;
+                cursor.0 = (spot.level == Level::L3).then_some((span.start, spot.table));
+                (spot.level, spot.word)
+            }
+        };
+        let is_leaf = entry::decode(word, level, granule) == Entry::Leaf;
+        is_leaf.then(|| self.leaf_at(addr, level, word))
     }
 
     /// Whether `addr` waits for the second half of a break-before-make: a fault there is retried.
@@ -271,6 +302,25 @@ impl<F: Format, A: Address> PageTable<F, A> {
         addr: u64,
         tables: &'t impl Tables,
     ) -> &'t AtomicU64 {
+        let (table, index) = self.place(table, level, addr);
+        &tables.table(table)[index]
+    }
+
+    /// The entries of one table for a span that does not reach beyond it.
+    pub(crate) fn slots<'t>(
+        &self,
+        table: Pa,
+        level: Level,
+        span: Span,
+        tables: &'t impl Tables,
+    ) -> &'t [AtomicU64] {
+        let (table, first) = self.place(table, level, span.start);
+        let shift = self.config.geometry.granule().level_shift(level);
+        &tables.table(table)[first..][..(span.bytes() >> shift) as usize]
+    }
+
+    /// The table page, of a root of several the right one, and the entry's number in it.
+    fn place(&self, table: Pa, level: Level, addr: u64) -> (Pa, usize) {
         let granule = self.config.geometry.granule();
         let entries = granule.entries();
         let index = (addr >> granule.level_shift(level)) as usize;
@@ -279,7 +329,7 @@ impl<F: Format, A: Address> PageTable<F, A> {
         } else {
             table
         };
-        &tables.table(table)[index & (entries - 1)]
+        (table, index & (entries - 1))
     }
 
     /// Walks to the entry that decides about `addr`; `None` beyond the input space.
@@ -292,24 +342,27 @@ impl<F: Format, A: Address> PageTable<F, A> {
         if addr >= self.config.geometry.input_bytes() {
             return None;
         }
-        let (mut table, mut level) = (self.root, self.config.geometry.start());
-        loop {
-            let word = self.slot(table, level, addr, tables).load(Acquire);
-            let entry = entry::decode(word, level, self.config.geometry.granule());
-            match (entry, level.next()) {
-                (Entry::Table(child), Some(next)) if level < lowest => {
-                    (table, level) = (child, next)
-                }
-                _ => {
-                    return Some(Spot {
-                        table,
-                        level,
-                        word,
-                        entry,
-                    });
-                }
-            }
+        let granule = self.config.geometry.granule();
+        let mask = granule.entries() - 1;
+        let mut level = self.config.geometry.start();
+        let mut shift = granule.level_shift(level);
+        let (mut table, index) = self.place(self.root, level, addr);
+        let mut word = tables.table(table)[index].load(Acquire);
+        // By far the most steps are from a table to the next.
+        while level < lowest
+            && let (Entry::Table(child), Some(next)) =
+                (entry::decode(word, level, granule), level.next())
+        {
+            (table, level) = (child, next);
+            shift -= mask.count_ones();
+            word = tables.table(table)[(addr >> shift) as usize & mask].load(Acquire);
         }
+        Some(Spot {
+            table,
+            level,
+            word,
+            entry: entry::decode(word, level, granule),
+        })
     }
 
     pub(crate) fn leaf_at(&self, addr: u64, level: Level, word: u64) -> Leaf<A> {

@@ -57,6 +57,13 @@ struct Range {
 }
 
 impl Range {
+    const NOTHING: Range = Range {
+        addr: 0,
+        bytes: 0,
+        level: None,
+        leaf_only: false,
+    };
+
     /// Whether invalidating this invalidates all of `other`.
     fn absorbs(&self, other: &Range) -> bool {
         let general = self.level.is_none() && !self.leaf_only;
@@ -100,19 +107,23 @@ pub struct TlbWork {
     tag: Tag,
     table: Pa,
     all: bool,
-    ranges: [Option<Range>; RANGES],
+    ranges: [Range; RANGES],
+    /// How many of them there are.
+    used: usize,
     detached: Detached,
     breaks: Breaks,
     armed: bool,
 }
 
 impl TlbWork {
+    #[inline]
     pub(crate) fn new(tag: Tag, table: Pa) -> Self {
         Self {
             tag,
             table,
             all: false,
-            ranges: [None; RANGES],
+            ranges: [Range::NOTHING; RANGES],
+            used: 0,
             detached: Detached::default(),
             breaks: None,
             armed: true,
@@ -126,7 +137,7 @@ impl TlbWork {
 
     /// Whether there is nothing to invalidate and nothing to free.
     pub fn is_empty(&self) -> bool {
-        !self.all && self.ranges[0].is_none() && self.waiting() == 0
+        !self.all && self.used == 0 && self.waiting() == 0
     }
 
     /// Table pages that wait for this work, a root included.
@@ -145,25 +156,24 @@ impl TlbWork {
             level,
             leaf_only,
         };
-        for slot in &mut self.ranges {
-            match slot {
-                None => {
-                    *slot = Some(new);
-                    return;
-                }
-                Some(old) if new.absorbs(old) => {
-                    *slot = Some(new);
-                    return;
-                }
-                Some(old) if old.adjoins(&new) => {
-                    old.addr = old.addr.min(addr);
-                    old.bytes += bytes;
-                    return;
-                }
-                Some(_) => {}
+        for old in &mut self.ranges[..self.used] {
+            if new.absorbs(old) {
+                *old = new;
+                return;
+            }
+            if old.adjoins(&new) {
+                old.addr = old.addr.min(addr);
+                old.bytes += bytes;
+                return;
             }
         }
-        self.all = true;
+        match self.ranges.get_mut(self.used) {
+            Some(free) => {
+                *free = new;
+                self.used += 1;
+            }
+            None => self.all = true,
+        }
     }
 
     pub(crate) fn add_break(&mut self, ticket: Ticket) {
@@ -206,7 +216,7 @@ impl TlbWork {
         };
         self.breaks = breaks;
         self.all |= other.all;
-        for range in other.ranges.into_iter().flatten() {
+        for range in &other.ranges[..other.used] {
             self.add(range.addr, range.bytes, range.level, range.leaf_only);
         }
         self.detached.ends = match (self.detached.ends, other.detached.ends) {
@@ -224,6 +234,7 @@ impl TlbWork {
 
     /// Performs the invalidations through `invalidate`, which returns when they have completed
     /// (`dsb ishst` before the first, `dsb ish` after the last).
+    #[inline]
     pub fn discharge(mut self, mut invalidate: impl FnMut(&TlbRequest)) -> Discharged {
         self.armed = false;
         if self.all {
@@ -237,7 +248,7 @@ impl TlbWork {
                 bytes,
                 level,
                 leaf_only,
-            } in self.ranges.into_iter().flatten()
+            } in self.ranges[..self.used].iter().copied()
             {
                 invalidate(&TlbRequest {
                     tag: self.tag,
@@ -258,6 +269,7 @@ impl TlbWork {
     }
 
     /// Discharges the work and frees its pages: the whole duty where no break is part of it.
+    #[inline]
     pub fn finish(self, tables: &impl Tables, invalidate: impl FnMut(&TlbRequest)) {
         self.discharge(invalidate).release(tables);
     }

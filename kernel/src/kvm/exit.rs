@@ -17,7 +17,7 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
     let esr = Esr::new(esr);
     // What a guest does most, by the shortest way to the same end.
     if state.world == World::Plain {
-        if esr.ec() == Ec::Hvc {
+        if esr.is(Ec::Hvc) {
             if firmware::is_nobodys(vcpu, state) {
                 return Next::Guest;
             }
@@ -29,7 +29,7 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
             return next;
         }
     }
-    if state.world != World::Nested && esr.ec() == Ec::SysReg {
+    if state.world != World::Nested && esr.is(Ec::SysReg) {
         let trap = SysRegTrap::decode(esr.iss());
         if state.world == World::VirtualEl2 && nested::often(vcpu, state, trap) {
             skip(state);
@@ -38,7 +38,7 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
         return sysreg::access(vcpu, state, trap);
     }
     // Aborts are decoded once, by `classify`.
-    if matches!(esr.ec(), Ec::DataAbortLower | Ec::InstructionAbortLower) {
+    if esr.is(Ec::DataAbortLower) || esr.is(Ec::InstructionAbortLower) {
         return abort(vcpu, state, esr, far, hpfar);
     }
     if let Some(next) = debug::exit(state, esr.ec(), esr.raw(), far) {

@@ -118,22 +118,20 @@ impl Slots {
     }
 
     /// The number of the slot that `ipa` lies in, and the slot.
-    fn find(&self, ipa: Ipa) -> Option<(u32, Slot)> {
+    fn find(&self, ipa: Ipa) -> Option<(u32, &Slot)> {
         let (_, &id) = self.by_base.range(..=ipa.raw()).next_back()?;
         let slot = self.by_id.get(&id)?;
-        slot.contains(ipa).then_some((id, *slot))
+        slot.contains(ipa).then_some((id, slot))
     }
 
     /// Whether `ipa` lies in a slot.
     pub(super) fn is_memory(&self, ipa: Ipa) -> bool {
-        let below = self.by_base.range(..=ipa.raw()).next_back();
-        let slot = below.and_then(|(_, id)| self.by_id.get(id));
-        slot.is_some_and(|slot| slot.contains(ipa))
+        self.find(ipa).is_some()
     }
 
     /// The slot that `ipa` lies in.
     pub(super) fn at(&self, ipa: Ipa) -> Option<Slot> {
-        self.find(ipa).map(|(_, slot)| slot)
+        self.find(ipa).map(|(_, slot)| *slot)
     }
 
     fn is_taken(&self, id: u32, slot: &Slot) -> bool {
@@ -224,7 +222,7 @@ impl Slots {
 
     /// The page at `ipa` is about to be written, or was.
     pub(super) fn mark(&mut self, ipa: Ipa) {
-        let Some((id, slot)) = self.find(ipa) else {
+        let Some((id, &slot)) = self.find(ipa) else {
             return;
         };
         if let (Some(log), Some(offset)) = (self.logs.get_mut(&id), ipa.offset_from(slot.base)) {

@@ -11,7 +11,7 @@ use umbra_hw::sync::{SpinGuard, SpinLock};
 use umbra_hw::tlb;
 use umbra_linux::Errno;
 use umbra_linux::vma::{AddressSpace, Advised, Changes, Fault, Mapped, Prot, Request, Span};
-use umbra_stage2::{Config, El20, Geometry, Scope, TlbRequest, User};
+use umbra_stage2::{Config, Cursor, El20, Geometry, Scope, TlbRequest, User};
 
 use super::Object;
 use super::pages;
@@ -100,9 +100,10 @@ pub(crate) struct PageView {
 pub(crate) struct Present<'a>(&'a User);
 
 impl Present<'_> {
-    /// The page or block at `addr`, if it is there and can be read.
-    pub(crate) fn at(&self, addr: Hva) -> Option<PageView> {
-        let leaf = self.0.lookup(addr, &TablePages)?;
+    /// The page or block at `addr`, if it is there and can be read: of one address after another,
+    /// with one `cursor`.
+    pub(crate) fn at(&self, cursor: &mut Cursor, addr: Hva) -> Option<PageView> {
+        let leaf = self.0.lookup_near(cursor, addr, &TablePages)?;
         leaf.attrs.rights.read.then_some(PageView {
             start: leaf.addr,
             pa: leaf.pa,

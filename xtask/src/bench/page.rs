@@ -208,7 +208,7 @@ fn page(report: &Report, wall: &[Wall], quick: bool) -> String {
     let _ = write!(
         text,
         "\n## How to repeat it\n\n\
-         * `cargo xtask bench`; `--quick` leaves out KVM on KVM. `target/umbra/bench.json` holds the rows.\n\
+         * `cargo xtask bench`; `--quick` leaves out KVM on KVM, `--alone` KVM altogether. `target/umbra/bench.json` holds the rows.\n\
          * {}. Both sides: xtask's usual machine with `-smp 1 {}`.\n\
          * umbra: the profile that users run, umbra-vmm as its first program.\n\
          * Linux/KVM: {}, `{KVM_WORDS}`; transparent huge pages *always*, 25 s of virtual time to become quiet (work left over \

@@ -312,6 +312,7 @@ impl Places {
         } = *self.entry(number);
         let (slot, level) = ((ipa & 0x3f) as usize, (at & 3) as usize);
         let (at, ipa) = (at & PAGE_MASK, ipa & PAGE_MASK);
+        self.reverse.aim(ipa);
         self.forward[slot].index.clear(at, level);
         if next != 0 {
             self.entry_mut(next - 1).before = before;
@@ -349,7 +350,8 @@ impl Places {
     ///
     /// Costs the entries of that leaf, and those that lie among them.
     pub fn pop_leaf(&mut self, context: ContextId, at: L2Ipa, cursor: &mut u64) -> Option<Place> {
-        let index = self.index(context)?;
+        let index = &mut self.forward.get_mut(context.index())?.index;
+        index.aim(at.raw());
         let reach = index.reach(at.raw());
         let base = at.raw() >> reach << reach;
         let end = base.saturating_add(1 << reach).min(1 << 48);

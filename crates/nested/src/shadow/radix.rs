@@ -33,7 +33,7 @@ const fn index(addr: u64, level: usize) -> usize {
 
 /// A table. A slot holds a value in its low half and the number + 1 of a table in its high half.
 struct Table {
-    slots: Box<[u64]>,
+    slots: Box<[u64; ENTRIES]>,
     used: u32,
     mark: u8,
 }
@@ -70,6 +70,30 @@ pub(super) struct Radix {
     tables: Vec<Table>,
     /// Tables that nothing points to.
     free: Vec<u32>,
+    /// The way that the last change went: what comes next is most often its neighbour.
+    last: Way,
+}
+
+/// The tables from the root down to a lowest one, and what that spans.
+#[derive(Clone, Copy)]
+struct Way {
+    /// Addresses without the bits below it; no address where there is no way.
+    span: u64,
+    tables: [usize; LEVELS],
+    /// Every table of it has this mark at least.
+    mark: u8,
+}
+
+impl Way {
+    const NONE: Way = Way {
+        span: u64::MAX,
+        tables: [0; LEVELS],
+        mark: 0,
+    };
+
+    const fn leads_to(&self, addr: u64) -> bool {
+        self.span == addr >> shift(LEVELS - 2)
+    }
 }
 
 /// What a look over a range found.
@@ -85,11 +109,22 @@ impl Radix {
         Radix {
             tables: Vec::new(),
             free: Vec::new(),
+            last: Way::NONE,
         }
     }
 
     /// The tables from the root down to `level` on the way to `addr`, as far as they exist.
+    #[inline]
     fn path(&self, addr: u64, level: usize) -> ([usize; LEVELS], usize) {
+        if self.last.leads_to(addr) {
+            step();
+            return (self.last.tables, level + 1);
+        }
+        self.descend(addr, level)
+    }
+
+    #[inline(never)]
+    fn descend(&self, addr: u64, level: usize) -> ([usize; LEVELS], usize) {
         let (mut path, mut depth) = ([0; LEVELS], 0);
         if self.tables.is_empty() {
             return (path, 0);
@@ -111,29 +146,30 @@ impl Radix {
 
     /// The value of the piece of `level` at `addr`; 0 if it has none.
     pub(super) fn get(&self, addr: u64, level: usize) -> u32 {
-        let (path, depth) = self.path(addr, level);
-        if depth <= level {
-            return 0;
-        }
-        (self.tables[path[level]].slots[index(addr, level)] & VALUE) as u32
+        let table = if self.last.leads_to(addr) {
+            step();
+            self.last.tables[level]
+        } else {
+            let (path, depth) = self.descend(addr, level);
+            if depth <= level {
+                return 0;
+            }
+            path[level]
+        };
+        (self.tables[table].slots[index(addr, level)] & VALUE) as u32
     }
 
     /// The value of the largest piece that `addr` lies in, and its level.
     pub(super) fn covering(&self, addr: u64) -> Option<Found> {
-        let mut table = self.tables.first()?;
-        for level in 0..LEVELS {
-            step();
-            let slot = table.slots[index(addr, level)];
-            if slot & VALUE != 0 {
-                return Some(Found {
-                    addr: addr >> shift(level) << shift(level),
-                    level,
-                    value: (slot & VALUE) as u32,
-                });
-            }
-            table = &self.tables[child(slot)?];
-        }
-        None
+        let (path, depth) = self.path(addr, LEVELS - 1);
+        path[..depth].iter().enumerate().find_map(|(level, &at)| {
+            let value = (self.tables[at].slots[index(addr, level)] & VALUE) as u32;
+            (value != 0).then_some(Found {
+                addr: addr >> shift(level) << shift(level),
+                level,
+                value,
+            })
+        })
     }
 
     fn add_table(&mut self) -> Result<usize, OutOfMemory> {
@@ -143,6 +179,8 @@ impl Radix {
         let mut slots = Vec::new();
         slots.try_reserve_exact(ENTRIES).map_err(|_| OutOfMemory)?;
         slots.resize(ENTRIES, 0);
+        let slots = slots.into_boxed_slice();
+        let slots = slots.try_into().map_err(|_| OutOfMemory)?;
         self.tables.try_reserve(1).map_err(|_| OutOfMemory)?;
         // A free table is noted where memory must not be needed.
         let most = self.tables.len() + 1;
@@ -151,28 +189,23 @@ impl Radix {
             self.free.try_reserve(more).map_err(|_| OutOfMemory)?;
         }
         self.tables.push(Table {
-            slots: slots.into_boxed_slice(),
+            slots,
             used: 0,
             mark: 0,
         });
         Ok(self.tables.len() - 1)
     }
 
-    /// Gives the piece of `level` at `addr` a value above 0, and the tables above it a mark.
-    pub(super) fn set(
-        &mut self,
-        addr: u64,
-        level: usize,
-        value: u32,
-        mark: u8,
-    ) -> Result<(), OutOfMemory> {
+    /// The tables down to `level` on the way to `addr`, made where they are missing.
+    #[inline(never)]
+    fn dig(&mut self, addr: u64, level: usize) -> Result<[usize; LEVELS], OutOfMemory> {
         if self.tables.is_empty() {
             self.add_table()?;
         }
-        let mut table = 0;
+        let mut way = [0; LEVELS];
         for above in 0..level {
-            let at = index(addr, above);
-            table = match child(self.tables[table].slots[at]) {
+            let (table, at) = (way[above], index(addr, above));
+            way[above + 1] = match child(self.tables[table].slots[at]) {
                 Some(next) => next,
                 None => {
                     let next = match self.add_table() {
@@ -189,20 +222,70 @@ impl Radix {
                 }
             };
         }
-        // Marks only once nothing can fail.
-        let mut marked = 0;
-        for above in 0..=level {
-            let node = &mut self.tables[marked];
-            node.mark = node.mark.max(mark);
-            if above < level {
-                marked = child(node.slots[index(addr, above)]).unwrap_or(table);
+        Ok(way)
+    }
+
+    /// Gives the piece of `level` at `addr` a value above 0, and the tables above it a mark.
+    pub(super) fn set(
+        &mut self,
+        addr: u64,
+        level: usize,
+        value: u32,
+        mark: u8,
+    ) -> Result<(), OutOfMemory> {
+        if !self.last.leads_to(addr) {
+            let tables = self.dig(addr, level)?;
+            if level < LEVELS - 1 {
+                self.raise(&tables[..=level], mark);
+                self.put(tables[level], addr, level, value);
+                return Ok(());
+            }
+            let span = addr >> shift(LEVELS - 2);
+            self.last = Way {
+                span,
+                tables,
+                mark: 0,
+            };
+        }
+        step();
+        // Nothing can fail any more.
+        if mark > self.last.mark {
+            let tables = self.last.tables;
+            self.raise(&tables[..=level], mark);
+            if level == LEVELS - 1 {
+                self.last.mark = mark;
             }
         }
+        self.put(self.last.tables[level], addr, level, value);
+        Ok(())
+    }
+
+    fn raise(&mut self, tables: &[usize], mark: u8) {
+        for &table in tables {
+            let node = &mut self.tables[table];
+            node.mark = node.mark.max(mark);
+        }
+    }
+
+    fn put(&mut self, table: usize, addr: u64, level: usize, value: u32) {
         let node = &mut self.tables[table];
         let slot = &mut node.slots[index(addr, level)];
         node.used += u32::from(*slot == 0);
         *slot = *slot & !VALUE | u64::from(value);
-        Ok(())
+    }
+
+    /// Remembers the way to `addr`, if it goes all the way down: for several looks in a row.
+    pub(super) fn aim(&mut self, addr: u64) {
+        if !self.last.leads_to(addr)
+            && let (tables, LEVELS) = self.descend(addr, LEVELS - 1)
+        {
+            let span = addr >> shift(LEVELS - 2);
+            self.last = Way {
+                span,
+                tables,
+                mark: 0,
+            };
+        }
     }
 
     /// Takes the value of the piece away; tables that are empty then are free.
@@ -216,12 +299,16 @@ impl Radix {
         let before = *slot;
         *slot &= !VALUE;
         node.used -= u32::from(before != 0 && *slot == 0);
-        self.prune(addr, level);
+        if node.used == 0 {
+            self.prune(addr, level);
+        }
     }
 
     /// Gives up the tables on the way to the piece that are empty, from below.
+    #[inline(never)]
     fn prune(&mut self, addr: u64, level: usize) {
         let (path, depth) = self.path(addr, level);
+        self.last = Way::NONE;
         for level in (1..depth).rev() {
             let node = &mut self.tables[path[level]];
             if node.used != 0 {

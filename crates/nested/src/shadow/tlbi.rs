@@ -83,7 +83,9 @@ impl Tlbi {
     pub fn done(&mut self) {
         self.cursor = 0;
         self.part += 1;
-        if self.part == 3 || self.range.is_none() {
+        // What meets a single page of 4 KiB is what its leaf has.
+        let is_page = |(start, end): (u64, u64)| start >> 12 == end.saturating_sub(1) >> 12;
+        if self.part == 3 || self.range.is_none_or(is_page) {
             (self.index, self.part) = (self.index + 1, 0);
         }
     }

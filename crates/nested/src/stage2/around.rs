@@ -43,7 +43,13 @@ impl Around {
         pages: [None; PAGES],
     };
 
-    /// The candidates; the page that was walked is not among them.
+    /// The candidate at `at`; the page that was walked is none.
+    pub fn at(&self, at: L2Ipa) -> Option<&Neighbour> {
+        let found = self.pages[(at.offset_in(WINDOW) / PAGE) as usize].as_ref();
+        found.filter(|neighbour| neighbour.at == at)
+    }
+
+    /// The candidates.
     pub fn iter(&self) -> impl Iterator<Item = &Neighbour> {
         self.pages.iter().flatten()
     }

@@ -6,8 +6,8 @@ use umbra_arm64::{Asid, Granule, Hva, Ipa, Level, Pa, Tag, Vmid};
 
 use super::fake::FakeTables;
 use crate::{
-    Attrs, Canonical, Completed, Config, El20, Geometry, MapError, Mapped, Memory, PageTable,
-    Rights, S2, Scope, TlbRequest, User,
+    Attrs, Canonical, Completed, Config, Cursor, El20, Geometry, MapError, Mapped, Memory,
+    PageTable, Rights, S2, Scope, TlbRequest, User,
 };
 
 const PAGE: u64 = 4 << 10;
@@ -651,29 +651,37 @@ fn a_leaf_alone_is_removed_and_its_table_stays() {
 fn pages_round_one_are_filled_where_nothing_is() {
     let (mut table, tables) = canonical();
     let near = 8 * BLOCK + 3 * PAGE;
-    let nothing = |_| -> Option<(Pa, Attrs)> { panic!("nobody asks") };
+    let nothing = |_| -> Option<(Pa, Attrs, ())> { panic!("nobody asks") };
+    let all = |()| true;
     assert_eq!(
-        table.fill_near(Ipa::new(near), 16 * PAGE, &tables, nothing),
+        table.fill_near(Ipa::new(near), 16 * PAGE, &tables, nothing, all),
         0
     );
     fresh(&mut table, &tables, near, 0xa0 * BLOCK, PAGE);
     fresh(&mut table, &tables, near + PAGE, 0xb0 * BLOCK, PAGE);
-    let mut asked = Vec::new();
-    let made = table.fill_near(Ipa::new(near), 16 * PAGE, &tables, |addr| {
-        asked.push(addr.raw());
-        let pa = match (addr.raw() - 8 * BLOCK) / PAGE {
+    let (mut asked, mut allowed) = (Vec::new(), Vec::new());
+    let pick = |addr: Ipa| {
+        let n = (addr.raw() - 8 * BLOCK) / PAGE;
+        asked.push(n);
+        let pa = match n {
             5 => return None,
             // Beyond the machine.
             6 => 1 << 40,
             n => 0xc0 * BLOCK + n * PAGE,
         };
-        Some((Pa::new(pa), RW))
+        Some((Pa::new(pa), RW, n))
+    };
+    let made = table.fill_near(Ipa::new(near), 16 * PAGE, &tables, pick, |n| {
+        allowed.push(n);
+        n != 7
     });
-    let others: Vec<u64> = (0..16)
-        .filter(|n| ![3, 4].contains(n))
-        .map(|n| 8 * BLOCK + n * PAGE)
+    let others: Vec<u64> = (0..16).filter(|n| ![3, 4].contains(n)).collect();
+    let writable: Vec<u64> = others
+        .iter()
+        .copied()
+        .filter(|n| ![5, 6].contains(n))
         .collect();
-    assert_eq!((asked, made), (others, 12));
+    assert_eq!((asked, allowed, made), (others, writable, 11));
     let pa = |n: u64| {
         table
             .lookup(Ipa::new(8 * BLOCK + n * PAGE), &tables)
@@ -683,14 +691,23 @@ fn pages_round_one_are_filled_where_nothing_is() {
         (pa(3), pa(4)),
         (Some(Pa::new(0xa0 * BLOCK)), Some(Pa::new(0xb0 * BLOCK)))
     );
-    assert_eq!((pa(5), pa(6), pa(16)), (None, None, None));
+    assert_eq!((pa(5), pa(6), pa(7), pa(16)), (None, None, None, None));
     assert_eq!(pa(15), Some(Pa::new(0xc0 * BLOCK + 15 * PAGE)));
-    assert_eq!(table.mapped_bytes(), 14 * PAGE);
+    assert_eq!(table.mapped_bytes(), 13 * PAGE);
+    // What lies beside the last look is found as by a walk.
+    let mut cursor = Cursor::default();
+    for n in [3, 4, 5, 15, 512, 513, 0] {
+        let at = Ipa::new(8 * BLOCK + n * PAGE);
+        let found = table.lookup_near(&mut cursor, at, &tables);
+        assert_eq!(found, table.lookup(at, &tables), "page {n}");
+    }
     // A block has no pages round it.
     fresh(&mut table, &tables, 4 * BLOCK, 0x80 * BLOCK, BLOCK);
     assert_eq!(
-        table.fill_near(Ipa::new(4 * BLOCK), 16 * PAGE, &tables, nothing),
+        table.fill_near(Ipa::new(4 * BLOCK), 16 * PAGE, &tables, nothing, all),
         0
     );
+    let block = table.lookup_near(&mut cursor, Ipa::new(4 * BLOCK + PAGE), &tables);
+    assert_eq!(block.map(|leaf| leaf.size), Some(BLOCK));
     end(table, &tables);
 }

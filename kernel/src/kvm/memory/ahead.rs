@@ -81,12 +81,12 @@ impl Memory {
         let Some(table) = table else {
             return;
         };
-        let made = table.fill_near(ipa, WINDOW, &TablePages, |at| {
+        let pick = |at: Ipa| {
             let view = there[(at.offset_in(WINDOW) / PAGE) as usize].as_ref()?;
             let hva = slot.contains(at).then(|| slot.hva_of(at)).flatten()?;
             let pa = view.pa.checked_add(hva.offset_from(view.start)?)?;
             let attrs = attrs(pa, slot, view, wanted);
-            ghost::fresh(&Made {
+            let ghost = Made {
                 vttbr,
                 addr: at.raw(),
                 level: Level::L3,
@@ -94,8 +94,12 @@ impl Memory {
                 rights: attrs.rights,
                 vm: events::vm_number(vttbr),
                 source: at,
-            });
-            Some((pa, attrs))
+            };
+            Some((pa, attrs, ghost))
+        };
+        let made = table.fill_near(ipa, WINDOW, &TablePages, pick, |ghost| {
+            ghost::fresh(&ghost);
+            true
         });
         ahead.made += made as u64;
     }

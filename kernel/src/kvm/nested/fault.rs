@@ -18,9 +18,10 @@ use umbra_linux::vma::Prot;
 use umbra_nested::shadow::{ContextId, Size};
 use umbra_nested::stage2::{self, Access, Mapping, Neighbour, Stage2Config, around};
 use umbra_nested::{Features, GuestMemory, MemoryError, Stop};
+use umbra_stage2::Cursor;
 use umbra_trace::{How, Resolution};
 
-use super::super::memory::{Memory, NotMapped};
+use super::super::memory::NotMapped;
 use super::super::run::Next;
 use super::super::slots::Slot;
 use super::super::vcpu::{State, Vcpu};
@@ -114,7 +115,7 @@ const PS_48: u64 = 0b101;
 /// The guest hypervisor's stage 2, as its registers have it now.
 fn config(vcpu: &Vcpu, state: &State) -> Stage2Config {
     let hw = vcpu.hw.lock();
-    let get = |reg| hw.regs.get(reg);
+    let get = |reg| hw.regs.get_any(reg);
     let big_endian = get(Reg::SctlrEl2) >> 25 & 1 == 1;
     let features = Features::of(&state.id_regs);
     let (mut vtcr, mut hcr) = (get(Reg::VtcrEl2), get(Reg::HcrEl2));
@@ -389,21 +390,18 @@ fn map(
         synchronise(&leaf);
         let context = found.context.0;
         memory.mend();
-        memory.shadows.fill(found.context, &leaf, false)?;
+        memory.shadows.fill(found.context, &leaf)?;
         events::shadow_mapped(vcpu, context, &leaf, how);
         if size == Size::Page {
             // Nobody waits for these: what fails is left out.
-            let absent = |leaf: &Fill, memory: &Memory| memory.shadows.lacks(context, leaf);
-            for leaf in near.iter().filter_map(|near| ahead(near, slot, present)) {
-                if !absent(&leaf, &memory) {
-                    continue;
-                }
+            let mut cursor = Cursor::default();
+            let pick = |at| {
+                let leaf = ahead(near.at(at)?, slot, present, &mut cursor)?;
                 synchronise(&leaf);
-                if memory.shadows.fill(found.context, &leaf, true).is_err() {
-                    break;
-                }
-                events::shadow_mapped(vcpu, context, &leaf, How::Around);
-            }
+                Some(leaf)
+            };
+            let made = |leaf: &Fill| events::shadow_mapped(vcpu, context, leaf, How::Around);
+            memory.shadows.fill_around(context, leaf.at, pick, made);
         }
         umbra_hw::tlb::publish();
         Ok(())
@@ -433,12 +431,17 @@ fn rights(theirs: Rights, slot: &Slot, view: &PageView, write: bool) -> Rights {
 }
 
 /// A page that the guest hypervisor maps and the VMM has present, as it would be mapped ahead.
-fn ahead(neighbour: &Neighbour, slot: &Slot, present: Present<'_>) -> Option<Fill> {
+fn ahead(
+    neighbour: &Neighbour,
+    slot: &Slot,
+    present: Present<'_>,
+    cursor: &mut Cursor,
+) -> Option<Fill> {
     let hva = slot.hva_of(neighbour.output).filter(|_| {
         let last = neighbour.output.offset_from(slot.base);
         last.is_some_and(|offset| offset < slot.bytes)
     })?;
-    let view = present.at(hva)?;
+    let view = present.at(cursor, hva)?;
     Some(Fill {
         at: neighbour.at,
         ipa: neighbour.output,

@@ -184,7 +184,7 @@ pub(super) fn ended(hw: &Hw) -> u64 {
 
 /// The interrupt of this list register ended, and it asks for maintenance.
 const fn has_ended(lr: u64) -> bool {
-    lr & STATE == 0 && lr & LINKED == 0 && lr & EOI != 0
+    lr & (STATE | LINKED | EOI) == EOI
 }
 
 fn bits(hw: &Hw, is: impl Fn(u64) -> bool) -> u64 {
@@ -197,17 +197,17 @@ fn bits(hw: &Hw, is: impl Fn(u64) -> bool) -> u64 {
 pub(super) fn maintenance(hw: &Hw) -> u64 {
     let hcr = hw.regs.hw.get(ICH_HCR);
     let vmcr = hw.regs.hw.get(ICH_VMCR);
-    let (mut used, mut pending, mut ended) = (0, false, false);
+    let (mut used, mut any, mut ended) = (0, 0, false);
     for lr in theirs(hw) {
         used += u32::from(lr & STATE != 0);
-        pending |= lr & PENDING != 0;
+        any |= lr;
         ended |= has_ended(lr);
     }
     // VENG0 and VENG1, each asked about in both senses: enabled, disabled.
     let groups = (vmcr & 1) << 4 | (!vmcr & 1) << 5 | (vmcr & 2) << 5 | (!vmcr & 2) << 6;
     let met = u64::from(used <= 1) << 1
         | u64::from(hcr & HCR_EOI_COUNT != 0) << 2
-        | u64::from(!pending) << 3
+        | u64::from(any & PENDING == 0) << 3
         | groups;
     u64::from(ended) | hcr & met
 }

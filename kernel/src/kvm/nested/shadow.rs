@@ -17,6 +17,7 @@ use alloc::vec::Vec;
 use umbra_arm64::{Granule, Ipa, L2Ipa, Level, Pa, Rights, Tag, Vmid};
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_nested::shadow::{ContextId, ContextKey, Insert, Part, Place, Places, Pool, Size, Tlbi};
+use umbra_nested::stage2::WINDOW;
 use umbra_stage2::{
     Attrs, Config, Geometry, Leaf, MapError, Mapped, S2, Shadow, TlbRequest, TlbWork,
 };
@@ -275,18 +276,25 @@ impl Shadows {
         let Some(context) = self.pool.get(id).filter(|_| at < END) else {
             return true;
         };
-        let mut work = context.table.work();
-        let mut all = false;
-        while *portion > 0 && !all {
-            match self.places.pop_leaf(id, L2Ipa::new(at), cursor) {
-                Some(place) => {
-                    context.remove(&place, &mut work, &mut self.counts);
-                    *portion -= 1;
-                }
-                None => all = true,
-            }
+        if *portion == 0 {
+            return false;
         }
-        work.finish(&TablePages, under(context.vttbr));
+        let mut next = || self.places.pop_leaf(id, L2Ipa::new(at), cursor);
+        let mut all = true;
+        if let Some(mut place) = next() {
+            let mut work = context.table.work();
+            loop {
+                context.remove(&place, &mut work, &mut self.counts);
+                *portion -= 1;
+                let more = if *portion > 0 { next() } else { None };
+                match more {
+                    Some(more) => place = more,
+                    None => break,
+                }
+            }
+            all = *portion > 0;
+            work.finish(&TablePages, under(context.vttbr));
+        }
         if all {
             ghost::unmapped(context.vttbr, at, 1);
         }
@@ -310,18 +318,57 @@ impl Shadows {
         self.sweep(id, &mut 0, END, &mut { usize::MAX });
     }
 
-    /// Whether the context maps nothing where the leaf would be.
-    pub(in crate::kvm) fn lacks(&self, id: ContextId, fill: &Fill) -> bool {
-        self.places.find(id, fill.at).is_none()
+    /// Makes pages ahead of accesses to them, round the one that was just made at `near`: where its
+    /// table has nothing, what `pick` says. Their access flags are clear.
+    pub(in crate::kvm) fn fill_around(
+        &mut self,
+        id: ContextId,
+        near: L2Ipa,
+        mut pick: impl FnMut(L2Ipa) -> Option<Fill>,
+        mut made: impl FnMut(&Fill),
+    ) {
+        let Self {
+            pool, places, vm, ..
+        } = self;
+        let Some(Context { table, vttbr, .. }) = pool.get(id) else {
+            return;
+        };
+        let mut crowded = [None; (WINDOW / 4096) as usize];
+        let mut out_of_the_way = crowded.iter_mut();
+        let pick = |at| {
+            let fill = pick(at)?;
+            let attrs = Attrs {
+                accessed: false,
+                software: AHEAD,
+                ..Attrs::normal(fill.rights)
+            };
+            Some((fill.pa, attrs, fill))
+        };
+        let count = table.fill_near(near, WINDOW, &TablePages, pick, |fill| {
+            match places.insert(place(id, &fill)) {
+                Ok(Insert::Done | Insert::Known) => {}
+                Ok(Insert::Crowded(other)) => {
+                    if let Some(slot) = out_of_the_way.next() {
+                        *slot = Some(other);
+                    }
+                }
+                Err(_) => return false,
+            }
+            ghost::fresh(&ghost_of(*vttbr, *vm, &fill));
+            made(&fill);
+            true
+        });
+        self.counts.ahead += count as u64;
+        for other in crowded.iter().flatten() {
+            self.drop_leaf(other);
+        }
     }
 
-    /// Makes a leaf, if the guest hypervisor has invalidated nothing since `seq`. Made `ahead` of an
-    /// access, its access flag is clear.
+    /// Makes a leaf for an access, if the guest hypervisor has invalidated nothing since `seq`.
     pub(in crate::kvm) fn fill(
         &mut self,
         (id, seq): (ContextId, u64),
         fill: &Fill,
-        ahead: bool,
     ) -> Result<(), NotMapped> {
         if self.pool.sequence(id) != Some(seq) {
             return Err(NotMapped::Retry);
@@ -336,13 +383,7 @@ impl Shadows {
             let end = fill.at.raw() + bytes;
             self.sweep(id, &mut { fill.at.raw() }, end, &mut { usize::MAX });
         }
-        let place = Place {
-            context: id,
-            at: fill.at,
-            ipa: fill.ipa,
-            size: fill.size,
-            leaf_shift: fill.leaf_bytes.trailing_zeros().min(48) as u8,
-        };
+        let place = place(id, fill);
         if same && let Some(context) = self.pool.get(id) {
             // Here by an access that the leaf does not allow, or not any more.
             let had = context.table.lookup(fill.at, &TablePages);
@@ -354,23 +395,14 @@ impl Shadows {
             Ok(Insert::Crowded(other)) => self.drop_leaf(&other),
             Err(_) => return Err(NotMapped::NoMemory),
         }
-        let attrs = Attrs {
-            accessed: !ahead,
-            software: if ahead { AHEAD } else { 0 },
-            ..Attrs::normal(fill.rights)
-        };
-        let result = self.map(id, fill, attrs);
+        let result = self.map(id, fill, Attrs::normal(fill.rights));
         if result.is_err() {
             self.places
                 .pop(id, fill.at, fill.at.raw().saturating_add(bytes));
             self.drop_leaf(&place);
             return result;
         }
-        if ahead {
-            self.counts.ahead += 1;
-        } else {
-            self.counts.fills += 1;
-        }
+        self.counts.fills += 1;
         self.keep_to_budget(id);
         Ok(())
     }
@@ -384,15 +416,7 @@ impl Shadows {
         let mapped = context
             .table
             .map(fill.at, fill.pa, bytes, attrs, &TablePages);
-        let ghost = Made {
-            vttbr,
-            addr: fill.at.raw(),
-            level: Granule::K4.leaf_level(bytes).unwrap_or(Level::L3),
-            pa: fill.pa,
-            rights: fill.rights,
-            vm: self.vm,
-            source: fill.ipa,
-        };
+        let ghost = ghost_of(vttbr, self.vm, fill);
         let result = match mapped {
             Ok(Mapped::Unchanged) => Ok(()),
             Ok(Mapped::Fresh) => {
@@ -574,6 +598,31 @@ impl Shadows {
         }
         self.places = Places::new();
         self.tables = 0;
+    }
+}
+
+/// What the books say of a leaf.
+fn place(id: ContextId, fill: &Fill) -> Place {
+    Place {
+        context: id,
+        at: fill.at,
+        ipa: fill.ipa,
+        size: fill.size,
+        leaf_shift: fill.leaf_bytes.trailing_zeros().min(48) as u8,
+    }
+}
+
+fn ghost_of(vttbr: u64, vm: u16, fill: &Fill) -> Made {
+    Made {
+        vttbr,
+        addr: fill.at.raw(),
+        level: Granule::K4
+            .leaf_level(fill.size.bytes())
+            .unwrap_or(Level::L3),
+        pa: fill.pa,
+        rights: fill.rights,
+        vm,
+        source: fill.ipa,
     }
 }
 

@@ -12,8 +12,8 @@ pub(crate) const DEVICES: u64 = 0x2_0000;
 pub(crate) const COLLECTIONS: u64 = 0x3_0000;
 const ITT: u64 = 0x4_0000;
 pub(crate) const VALID: u64 = 1 << 63;
-/// Entries of eight bytes in the one page that each table has.
-const TABLE: u64 = 512;
+/// Entries of eight bytes in the one page of 64 KiB that each table has.
+const TABLE: u64 = 8192;
 const LPIS: core::ops::Range<u64> = 8192..1 << 14;
 /// Numbers of the vCPUs' redistributors: they are not indices.
 const NUMBERS: [u64; 2] = [0, 5];
@@ -202,9 +202,9 @@ fn command(tape: &mut Tape<'_>) -> [u64; 4] {
     }
     let (device, event, more) = (tape.u8(), tape.u8(), tape.u8());
     let valid = if more & 0x80 != 0 { 0 } else { VALID };
-    let device = u64::from(device & 7) | u64::from(device >> 7) << 9;
+    let device = u64::from(device & 7) | u64::from(device >> 7) << 13;
     let first = u64::from(kind & 0xf) | device << 32;
-    let collection = u64::from(more & 3) | u64::from(more >> 6 & 1) << 9;
+    let collection = u64::from(more & 3) | u64::from(more >> 6 & 1) << 13;
     let number = NUMBERS[usize::from(more >> 4 & 1)] << 16;
     let id = u64::from(event & 0x1f);
     match kind & 0xf {
@@ -252,7 +252,7 @@ pub(crate) fn run(bytes: &[u8]) {
         .events
         .keys()
         .copied()
-        .chain([(0, 0), (1, 3), (512, 0)])
+        .chain([(0, 0), (1, 3), (TABLE, 0)])
     {
         let seen = its.translate(device as u32, event as u32).ok();
         assert_eq!(seen, model.translate(device, event), "{device} {event}");

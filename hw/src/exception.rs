@@ -4,6 +4,7 @@ use crate::boot::IMAGE_BASE;
 use crate::guest::Frame;
 use crate::regs::mrs;
 use crate::{copy, lost};
+use umbra_arm64::Esr;
 
 macro_rules! say {
     ($($arg:tt)*) => {
@@ -15,16 +16,15 @@ macro_rules! say {
 extern "C" fn umbra_el2_exception(frame: &mut Frame, kind: u64) {
     let esr = mrs!("esr_el2");
     let far = mrs!("far_el2");
-    if kind == 0
-        && esr >> 26 == 0x25
-        && let Some(target) = copy::fixup(frame.pc)
-    {
+    // What may have gone anywhere is not the access's own affair.
+    let mendable = kind == 0 && esr >> 26 == 0x25 && !Esr::new(esr).is_uncontainable();
+    if mendable && let Some(target) = copy::fixup(frame.pc) {
         frame.x[0] = far;
         frame.x[1] = esr;
         frame.pc = target;
         return;
     }
-    if kind == 0 && esr >> 26 == 0x25 && lost::mend(far, esr) {
+    if mendable && lost::mend(far, esr) {
         // The access is made again, and reads zeros.
         return;
     }

@@ -100,6 +100,11 @@ impl<A> Sea<A> {
         self.status.is_on_walk()
     }
 
+    /// Whether it may have gone anywhere: nobody runs on ([`Esr::is_uncontainable`]).
+    pub const fn is_uncontainable(&self) -> bool {
+        self.esr.is_uncontainable()
+    }
+
     /// The syndrome that may leave to the VMM or to the guest.
     pub const fn shown(&self, vm_has_ras: bool) -> Esr {
         sea_syndrome_for_vmm(self.esr, vm_has_ras)
@@ -112,6 +117,15 @@ mod tests {
     use umbra_arm64::{Ipa, Syndrome};
 
     const WRITE_FAULT: u64 = 0x9381_0047; // Data abort from below, 32-bit store, translation level 3.
+
+    #[test]
+    fn poison_is_contained_whatever_hardware_s_syndrome_was() {
+        for set in 0..4 {
+            let esr = Esr::new(WRITE_FAULT | set << 11);
+            let sea = Sea::of_poison(esr, Gva::new(0), Ipa::new(0x1000), None);
+            assert!(!sea.is_uncontainable());
+        }
+    }
 
     #[test]
     fn poison_looks_like_the_error_it_stands_for() {

@@ -97,6 +97,14 @@ impl Esr {
         (self.0 >> EC_SHIFT & 0x3f) as u8 == ec.number()
     }
 
+    /// Whether this is an abort by an error that may have gone anywhere: its severity (SET, bits 12:11) is
+    /// uncontainable, or reserved. Hardware gives one for the access itself alone (FSC 0x10), not for a
+    /// walk, and zeros without FEAT_RAS (Arm ARM, ESR_ELx, ISS encodings of instruction and data aborts).
+    pub const fn is_uncontainable(self) -> bool {
+        let abort = matches!(self.0 >> EC_SHIFT & 0x3f, 0x20 | 0x21 | 0x24 | 0x25);
+        abort && self.0 & 0x3f == 0x10 && matches!(self.0 >> 11 & 3, 0b01 | 0b10)
+    }
+
     /// Whether the instruction was 32 bits long (IL, bit 25).
     pub const fn il(self) -> bool {
         self.0 & IL != 0
@@ -154,6 +162,21 @@ mod tests {
     use super::*;
     use crate::{FaultStatus, Level};
     use proptest::prelude::*;
+
+    #[test]
+    fn only_severity_makes_an_abort_uncontainable() {
+        for ec in 0..64u8 {
+            for code in 0..64u32 {
+                for set in 0..4u32 {
+                    let abort = matches!(ec, 0x20 | 0x21 | 0x24 | 0x25) && code == 0x10;
+                    let esr = Esr::from_parts(Ec::from_number(ec), true, set << 11 | code);
+                    // UER 0, reserved 1, UC 2, UEO 3.
+                    let worst = abort && (set == 1 || set == 2);
+                    assert_eq!(esr.is_uncontainable(), worst, "{ec:#x} {code:#x} {set}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn values_seen_in_logs() {

@@ -128,6 +128,7 @@ fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) ->
             sea::follow(vcpu, state);
             next
         }
+        Abort::Sea(sea) if sea.is_uncontainable() => uncontainable(),
         Abort::Sea(sea) => sea::met(vcpu, state, &sea),
         Abort::SError(effect) => serror_effect(vcpu, state, effect),
         Abort::TlbConflict => {
@@ -181,11 +182,13 @@ fn serror_effect(vcpu: &Arc<Vcpu>, state: &mut State, effect: SErrorEffect) -> N
             // Entered anew, which makes it pending.
             return Next::Interrupt;
         }
-        SErrorEffect::Fatal => {
-            panic!("an uncontainable memory error: nothing that umbra holds can be trusted")
-        }
+        SErrorEffect::Fatal => uncontainable(),
     }
     Next::Guest
+}
+
+fn uncontainable() -> ! {
+    panic!("an uncontainable memory error: nothing that umbra holds can be trusted")
 }
 
 /// Past the instruction that trapped: four bytes, there is no AArch32.

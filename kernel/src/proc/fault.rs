@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use umbra_arm64::Hva;
+use umbra_arm64::{Esr, Hva};
 use umbra_hw::user::UserFrame;
 use umbra_linux::signal::{Siginfo, Signal, code};
 use umbra_linux::vma::Prot;
@@ -90,6 +90,9 @@ fn untagged(addr: u64) -> u64 {
 fn abort(thread: &UserThread, esr: u64, at: Hva, access: Prot) -> Option<(Hva, u64)> {
     let status = esr & 0x3f;
     let (signal, code) = match status & !3 {
+        _ if Esr::new(esr).is_uncontainable() => {
+            panic!("an uncontainable memory error: nothing that umbra holds can be trusted")
+        }
         _ if status == fsc::ALIGNMENT => (Signal::BUS, code::BUS_ADRALN),
         // On the access, or on its walk. Made again, it finds what firmware or a look at the tables has
         // taken out.

@@ -49,22 +49,28 @@ impl VcpuSet {
 
     /// Whether the set is empty.
     #[must_use]
+    #[inline]
     pub fn is_empty(self) -> bool {
-        self == Self::NONE
+        // Word by word: as a comparison of arrays it would be one of bytes, and nearly every set is empty.
+        self.0.into_iter().fold(0, |all, word| all | word) == 0
     }
 
     /// The members in ascending order.
+    #[inline]
     pub fn iter(self) -> impl Iterator<Item = usize> {
-        self.0.into_iter().enumerate().flat_map(|(word, bits)| {
-            let mut rest = bits;
-            core::iter::from_fn(move || {
-                if rest == 0 {
-                    return None;
-                }
-                let vcpu = rest.trailing_zeros() as usize;
-                rest &= rest - 1;
-                Some(64 * word + vcpu)
-            })
+        let (mut word, mut rest) = (0, self.0[0]);
+        // Past the last word where there is nothing to come.
+        if self.is_empty() {
+            word = WORDS;
+        }
+        core::iter::from_fn(move || {
+            while rest == 0 {
+                word += 1;
+                rest = *self.0.get(word)?;
+            }
+            let vcpu = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
+            Some(64 * word + vcpu)
         })
     }
 }

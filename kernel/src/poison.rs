@@ -43,6 +43,11 @@ static LISTS: AtomicBool = AtomicBool::new(false);
 /// Errors that hardware corrected.
 static CORRECTED: AtomicU64 = AtomicU64::new(0);
 
+/// An error may have gone anywhere: the machine stops.
+pub(crate) fn uncontainable() -> ! {
+    panic!("an uncontainable memory error: nothing that umbra holds can be trusted")
+}
+
 /// What is known of the frame that `pa` lies in.
 pub(crate) fn state_of(pa: Pa) -> Option<Poison> {
     if !LISTS.load(Ordering::Acquire) {

@@ -11,6 +11,7 @@ use umbra_kvm_abi::exit::{Exit as VmmExit, KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_RE
 use super::run::Next;
 use super::vcpu::{State, Vcpu, has_ras};
 use super::{debug, fault, firmware, inject, nested, sea, sysreg};
+use crate::poison;
 
 /// A synchronous exit.
 pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfar: u64) -> Next {
@@ -128,7 +129,7 @@ fn abort(vcpu: &Arc<Vcpu>, state: &mut State, esr: Esr, far: u64, hpfar: u64) ->
             sea::follow(vcpu, state);
             next
         }
-        Abort::Sea(sea) if sea.is_uncontainable() => uncontainable(),
+        Abort::Sea(sea) if sea.is_uncontainable() => poison::uncontainable(),
         Abort::Sea(sea) => sea::met(vcpu, state, &sea),
         Abort::SError(effect) => serror_effect(vcpu, state, effect),
         Abort::TlbConflict => {
@@ -182,13 +183,9 @@ fn serror_effect(vcpu: &Arc<Vcpu>, state: &mut State, effect: SErrorEffect) -> N
             // Entered anew, which makes it pending.
             return Next::Interrupt;
         }
-        SErrorEffect::Fatal => uncontainable(),
+        SErrorEffect::Fatal => poison::uncontainable(),
     }
     Next::Guest
-}
-
-fn uncontainable() -> ! {
-    panic!("an uncontainable memory error: nothing that umbra holds can be trusted")
 }
 
 /// Past the instruction that trapped: four bytes, there is no AArch32.

@@ -9,7 +9,7 @@ use umbra_linux::vma::Prot;
 
 use super::{UserThread, emulate};
 use crate::mm::MmFault;
-use crate::sched;
+use crate::{poison, sched};
 
 /// Exception classes (Arm ARM, ESR_EL2.EC).
 mod ec {
@@ -90,9 +90,7 @@ fn untagged(addr: u64) -> u64 {
 fn abort(thread: &UserThread, esr: u64, at: Hva, access: Prot) -> Option<(Hva, u64)> {
     let status = esr & 0x3f;
     let (signal, code) = match status & !3 {
-        _ if Esr::new(esr).is_uncontainable() => {
-            panic!("an uncontainable memory error: nothing that umbra holds can be trusted")
-        }
+        _ if Esr::new(esr).is_uncontainable() => poison::uncontainable(),
         _ if status == fsc::ALIGNMENT => (Signal::BUS, code::BUS_ADRALN),
         // On the access, or on its walk. Made again, it finds what firmware or a look at the tables has
         // taken out.

@@ -8,16 +8,11 @@
 //! libFuzzer wants to know which edges an input takes. Stable rustc has LLVM's pass for that and a flag that
 //! names passes, so no nightly is needed (design note 9).
 
-use crate::bootargs::BootArgs;
-use crate::build::{self, Profile};
 use crate::cargo::command;
 use crate::cli::FuzzArgs;
-use crate::guest::{self, Item};
-use crate::image::Symbols;
-use crate::progress::{note, step};
-use crate::qemu::{End, Machine};
-use crate::setup;
-use crate::transcript::Transcript;
+use crate::progress::step;
+use crate::qemu::End;
+use crate::run::Probe;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
@@ -250,12 +245,6 @@ impl<'a> Fuzz<'a> {
 
 /// Noise from EL0 on umbra, in a build with checks. Whether nothing was found.
 fn noise(ws: &Workspace, args: &FuzzArgs) -> Result<bool> {
-    setup::for_build(ws)?;
-    let qemu = setup::qemu(ws, args.qemu.as_deref())?;
-    let kernel = step("build umbra with checks", || {
-        build::kernel(ws, Profile::Checked)
-    })?;
-    let tests = step("build kvm-probe", || build::test_programs(ws))?;
     let seconds = args.seconds.to_string();
     let seed = args.seed.to_string();
     let limit = args.seconds * 2 + 120;
@@ -269,28 +258,17 @@ fn noise(ws: &Workspace, args: &FuzzArgs) -> Result<bool> {
         "--limit",
         &limit.to_string(),
     ];
-    let items = [Item::from_file("/bin/kvm-probe", &tests.probe)?];
-    let machine = Machine {
-        cpus: 2,
-        kernel: kernel.image,
-        initrd: guest::save(ws, "fuzz.cpio", &guest::initrd(&items)?)?,
-        append: BootArgs::new("/bin/kvm-probe", words.map(str::to_owned).to_vec()).render()?,
-        disk: None,
+    let probe = Probe {
+        name: "fuzz-noise",
+        words: words.map(str::to_owned).to_vec(),
+        items: Vec::new(),
+        limit: Duration::from_secs(8 * limit),
+        says: "noise:",
+        indent: "     ",
     };
-    let mut log = Transcript::new(ws, "fuzz-noise")?;
-    log.used("kvm-probe", &tests.probe)?;
-    let symbols = Symbols::read(&kernel.elf)?;
-    let limit = Duration::from_secs(8 * limit);
-    let outcome = machine.run(&qemu, &mut log, limit, &symbols, |_| {})?;
+    let outcome = probe.run(ws, args.qemu.as_deref())?;
     let good = matches!(outcome.end, End::Exited(Some(0)));
-    let told = ["noise:", "ok ", "FAIL", "umbra: PANIC"];
-    for line in outcome.console.lines() {
-        if told.iter().any(|word| line.starts_with(word)) {
-            println!("     {line}");
-        }
-    }
     println!("{:>4} {NOISE}", if good { "ok" } else { "FAIL" });
-    note(&format!("transcript: {}", ws.show(log.path())));
     Ok(good)
 }
 

@@ -4,12 +4,14 @@ mod campaign;
 mod linux;
 mod memory_error;
 mod nested;
+mod probe;
 mod program;
 
 pub(crate) use campaign::run as campaign;
 pub(crate) use linux::{report, run as linux, vmm_command};
 pub(crate) use memory_error::run as memory_error;
 pub(crate) use nested::run as nested;
+pub(crate) use probe::Probe;
 pub(crate) use program::run as program;
 
 use crate::cli::MachineArgs;

@@ -11,12 +11,13 @@
 use kvm_bindings::{KVM_ARM_VCPU_HAS_EL2, KVM_MEM_READONLY};
 use umbra_vmm::kvm::{PAGE, Region, ioctl_value};
 
-use super::asm::{Asm, CPACR_EL1, MAIR_EL1, SCTLR_EL1, Sys, TCR_EL1, TTBR0_EL1, VBAR_EL1};
+use super::asm::{Asm, CPACR_EL1, Sys, VBAR_EL1};
 use super::guest::{Exit, Machine, RAM, Sea, VECTORS, Vcpu, open};
 use super::poison::{
-    Access, BAD, DATA, EL0, EL1, GPA_VALID, break_on_purpose, inject, memory, opt_in, plant, sea,
+    Access, BAD, DATA, EL1, GPA_VALID, break_on_purpose, each, furnish_at, inject, memory, opt_in,
+    plant, sea, translate,
 };
-use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
+use super::{Check, Env, Outcome, abi, granted, refused, same};
 
 pub(super) const HCR_EL2: Sys = (3, 4, 1, 1, 0);
 pub(super) const VTTBR_EL2: Sys = (3, 4, 2, 1, 0);
@@ -78,36 +79,30 @@ pub(super) fn begin_at(vcpu: &Vcpu, entry: u64) -> Outcome {
     vcpu.set(abi::sys(SPSR_EL2), EL1)
 }
 
-/// Loads a neighbour and reports it, waits for the VMM, makes the access and reports 7.
+/// Loads both neighbours and reports them, waits for the VMM, makes the access and reports 7.
 fn program(access: Access) -> Asm {
     let mut asm = Asm::new();
     // An address in L2's space for both, without L2's own translation.
     asm.ldr(0, 2).report(0).ldr(0, 3).report(0);
-    match access {
-        Access::Load | Access::Walk => asm.ldr(0, 1).report(0),
-        Access::Store => asm.mov(0, 7).str(0, 1).report(0),
-        Access::Fetch => asm.call(1).report(0),
-    };
-    asm.stop();
-    asm
+    access.made_by(asm)
 }
 
 pub(super) fn furnish(data: &Region, access: Access) {
-    match access {
-        Access::Load | Access::Store => data.set_u64(BAD, 7),
-        Access::Fetch => data.set_code(BAD, &[0xd280_00e0, 0xd65f_03c0]),
-        Access::Walk => {
-            // As for a plain guest, but tables lie above.
-            let (block, el0) = (0x701, 1 << 6);
-            data.set_u64(STAGE1, 0x401 | 1 << 54 | 1 << 53 | 1 << 2 | el0);
-            data.set_u64(STAGE1 + 8, RAM | block);
-            data.set_u64(STAGE1 + 16, (DATA + ABOVE + BAD as u64) | 3);
-            data.set_u64(STAGE1 + 24, RAM | block | el0);
-            // Where the neighbours are: 0x1_4000_0000 is its own address.
-            data.set_u64(STAGE1 + 40, (RAM + ABOVE) | block | el0);
-            data.set_u64(BAD, RAM | block | el0);
-        }
+    furnish_at(data, access, STAGE1, ABOVE);
+    if access == Access::Walk {
+        // Where the neighbours are: 0x1_4000_0000 is its own address.
+        data.set_u64(STAGE1 + 40, (RAM + ABOVE) | 0x701 | 1 << 6);
     }
+}
+
+/// A VM that hears of memory errors, with DATA furnished for an access.
+fn stage(access: Access, huge: bool) -> Check<(Machine, Region)> {
+    let machine = Machine::new()?;
+    let data = memory(huge)?;
+    granted(machine.add(&data, DATA, 0), "a slot")?;
+    opt_in(&machine)?;
+    furnish(&data, access);
+    Ok((machine, data))
 }
 
 fn target(access: Access) -> u64 {
@@ -128,15 +123,7 @@ pub(super) fn begin(
     let vcpu = nested(machine, data, id, HCR | TEA)?;
     let mut entry = machine.place(&program(access));
     if access == Access::Walk {
-        vcpu.set(abi::sys(MAIR_EL1), 0xff)?;
-        let tcr = 25 | 3 << 12 | 1 << 8 | 1 << 10 | 1 << 23 | 2 << 32;
-        vcpu.set(abi::sys(TCR_EL1), tcr)?;
-        vcpu.set(abi::sys(TTBR0_EL1), DATA + ABOVE + STAGE1 as u64)?;
-        let sctlr = vcpu.get(abi::sys(SCTLR_EL1))?;
-        vcpu.set(abi::sys(SCTLR_EL1), sctlr | 1)?;
-        if pstate == EL0 {
-            entry = entry - RAM + 0xc000_0000;
-        }
+        entry = translate(&vcpu, DATA + ABOVE + STAGE1 as u64, pstate, entry)?;
     }
     vcpu.set(abi::sys(ELR_EL2), entry)?;
     vcpu.set(abi::sys(SPSR_EL2), pstate)?;
@@ -152,32 +139,13 @@ pub(super) fn cells(_: &Env) -> Outcome {
     if !has_el2()? {
         return Ok(());
     }
-    let mut failed = Vec::new();
-    for pstate in [EL1, EL0] {
-        for access in [Access::Load, Access::Store, Access::Fetch, Access::Walk] {
-            for huge in [false, true] {
-                for dirty in [false, true] {
-                    if let Err(why) = cell(pstate, access, huge, dirty) {
-                        failed.push(format!(
-                            "EL{} {access:?} huge={huge} dirty={dirty}: {why}",
-                            pstate >> 2 & 1
-                        ));
-                    }
-                }
-            }
-        }
-    }
-    holds(failed.is_empty(), || failed.join("; "))
+    each(cell)
 }
 
 pub(super) fn cell(pstate: u64, access: Access, huge: bool, dirty: bool) -> Outcome {
     let bystander = Machine::new()?;
     bystander.ram.set_u64(0, 0x5afe);
-    let machine = Machine::new()?;
-    let data = memory(huge)?;
-    granted(machine.add(&data, DATA, 0), "a slot")?;
-    opt_in(&machine)?;
-    furnish(&data, access);
+    let (machine, data) = stage(access, huge)?;
     // Where a walk's loads end: at 0x10 of RAM.
     machine.ram.set_u64(0x10, 7);
     for at in [BAD - PAGE, BAD + PAGE] {
@@ -232,11 +200,7 @@ pub(super) fn not_routed(_: &Env) -> Outcome {
     if !has_el2()? {
         return Ok(());
     }
-    let machine = Machine::new()?;
-    let data = memory(true)?;
-    granted(machine.add(&data, DATA, 0), "a slot")?;
-    opt_in(&machine)?;
-    furnish(&data, Access::Load);
+    let (machine, data) = stage(Access::Load, true)?;
     let vcpu = begin(&machine, &data, 0, Access::Load, EL1)?;
     vcpu.set(abi::sys(HCR_EL2), HCR)?;
     for _ in 0..2 {
@@ -255,11 +219,7 @@ pub(super) fn table(_: &Env) -> Outcome {
     if !has_el2()? {
         return Ok(());
     }
-    let machine = Machine::new()?;
-    let data = memory(true)?;
-    granted(machine.add(&data, DATA, 0), "a slot")?;
-    opt_in(&machine)?;
-    furnish(&data, Access::Load);
+    let (machine, data) = stage(Access::Load, true)?;
     let vcpu = begin(&machine, &data, 0, Access::Load, EL1)?;
     plant(data.address(STAGE2))?;
     let seen = sea(&vcpu)?;
@@ -283,11 +243,7 @@ pub(super) fn shadow_table(_: &Env) -> Outcome {
     if !has_el2()? {
         return Ok(());
     }
-    let machine = Machine::new()?;
-    let data = memory(true)?;
-    granted(machine.add(&data, DATA, 0), "a slot")?;
-    opt_in(&machine)?;
-    furnish(&data, Access::Load);
+    let (machine, data) = stage(Access::Load, true)?;
     let vcpu = begin(&machine, &data, 0, Access::Load, EL1)?;
     for _ in 0..2 {
         vcpu.report()?;

@@ -124,6 +124,18 @@ impl Access {
             Access::Walk => 0x9200_0016,
         }
     }
+
+    /// The program with the access at x1 behind it; reports what it read, or the number 7, and stops.
+    pub(super) fn made_by(self, mut program: Asm) -> Asm {
+        match self {
+            Access::Load | Access::Walk => program.ldr(0, 1),
+            Access::Store => program.mov(0, 7).str(0, 1),
+            // x1 holds the address of a function that answers 7.
+            Access::Fetch => program.call(1),
+        };
+        program.report(0).stop();
+        program
+    }
 }
 
 pub(super) fn memory(huge: bool) -> Check<Region> {
@@ -142,31 +154,28 @@ pub(super) fn memory(huge: bool) -> Check<Region> {
 
 /// A program that makes the access at x1 and reports what it read, or the number 7.
 fn program(access: Access) -> Asm {
-    let mut asm = Asm::new();
-    match access {
-        Access::Load | Access::Walk => asm.ldr(0, 1).report(0),
-        Access::Store => asm.mov(0, 7).str(0, 1).report(0),
-        // x1 holds the address of a function that answers 7.
-        Access::Fetch => asm.call(1).report(0),
-    };
-    asm.stop();
-    asm
+    access.made_by(Asm::new())
 }
 
 /// What DATA holds for an access.
 fn furnish(data: &Region, access: Access) {
+    furnish_at(data, access, 0, 0);
+}
+
+/// The same where DATA lies `above` its place in the VM's space; a walk's first level is at `table` in it.
+pub(super) fn furnish_at(data: &Region, access: Access, table: usize, above: u64) {
     match access {
         Access::Load | Access::Store => data.set_u64(BAD, 7),
         // mov x0, #7; ret
         Access::Fetch => data.set_code(BAD, &[0xd280_00e0, 0xd65f_03c0]),
         Access::Walk => {
-            // Level 1 of a 39-bit space in DATA's first page: devices, RAM for EL1, RAM for EL0 at
-            // 0xc000_0000; the GiB of the access has its level 2 in the bad page.
+            // Level 1 of a 39-bit space: devices, RAM for EL1, RAM for EL0 at 0xc000_0000; the GiB of the
+            // access has its level 2 in the bad page.
             let (block, el0) = (0x701, 1 << 6);
-            data.set_u64(0, 0x401 | 1 << 54 | 1 << 53 | 1 << 2 | el0);
-            data.set_u64(8, RAM | block);
-            data.set_u64(16, (DATA + BAD as u64) | 3);
-            data.set_u64(24, RAM | block | el0);
+            data.set_u64(table, 0x401 | 1 << 54 | 1 << 53 | 1 << 2 | el0);
+            data.set_u64(table + 8, RAM | block);
+            data.set_u64(table + 16, (DATA + above + BAD as u64) | 3);
+            data.set_u64(table + 24, RAM | block | el0);
             data.set_u64(BAD, RAM | block | el0);
         }
     }
@@ -176,19 +185,27 @@ fn furnish(data: &Region, access: Access) {
 fn begin(vcpu: &Vcpu, access: Access, pstate: u64, entry: u64) -> Outcome {
     let mut pc = entry;
     if access == Access::Walk {
-        vcpu.set(abi::sys(MAIR_EL1), 0xff)?;
-        let tcr = 25 | 3 << 12 | 1 << 8 | 1 << 10 | 1 << 23 | 2 << 32;
-        vcpu.set(abi::sys(TCR_EL1), tcr)?;
-        vcpu.set(abi::sys(TTBR0_EL1), DATA)?;
-        let sctlr = vcpu.get(abi::sys(SCTLR_EL1))?;
-        vcpu.set(abi::sys(SCTLR_EL1), sctlr | 1)?;
-        if pstate == EL0 {
-            pc = entry - RAM + 0xc000_0000;
-        }
+        pc = translate(vcpu, DATA, pstate, entry)?;
     }
     vcpu.set(abi::PC, pc)?;
     vcpu.set(abi::PSTATE, pstate)?;
     vcpu.set(abi::x(1), target(access))
+}
+
+/// Turns on the vCPU's own translation at EL1 and EL0, by a table of 39 bits at `table`. Answers where
+/// `entry` is for a program that begins at `pstate`.
+pub(super) fn translate(vcpu: &Vcpu, table: u64, pstate: u64, entry: u64) -> Check<u64> {
+    vcpu.set(abi::sys(MAIR_EL1), 0xff)?;
+    let tcr = 25 | 3 << 12 | 1 << 8 | 1 << 10 | 1 << 23 | 2 << 32;
+    vcpu.set(abi::sys(TCR_EL1), tcr)?;
+    vcpu.set(abi::sys(TTBR0_EL1), table)?;
+    let sctlr = vcpu.get(abi::sys(SCTLR_EL1))?;
+    vcpu.set(abi::sys(SCTLR_EL1), sctlr | 1)?;
+    Ok(if pstate == EL0 {
+        entry - RAM + 0xc000_0000
+    } else {
+        entry
+    })
 }
 
 /// Where the access goes: the address in x1, and what FAR must be.
@@ -202,17 +219,20 @@ fn target(access: Access) -> u64 {
 /// Every cell in turn.
 pub(super) fn cells(_: &Env) -> Outcome {
     granted(catch_bus_errors().map_err(|_| 0), "SIGBUS")?;
+    each(cell)
+}
+
+/// Tries a contract in its 32 cells: exception level, access, backing, clean or dirty.
+pub(super) fn each(cell: fn(u64, Access, bool, bool) -> Outcome) -> Outcome {
     let mut failed = Vec::new();
     for pstate in [EL1, EL0] {
         for access in [Access::Load, Access::Store, Access::Fetch, Access::Walk] {
-            for huge in [false, true] {
-                for dirty in [false, true] {
-                    if let Err(why) = cell(pstate, access, huge, dirty) {
-                        failed.push(format!(
-                            "EL{} {access:?} huge={huge} dirty={dirty}: {why}",
-                            pstate >> 2 & 1
-                        ));
-                    }
+            for (huge, dirty) in [(false, false), (false, true), (true, false), (true, true)] {
+                if let Err(why) = cell(pstate, access, huge, dirty) {
+                    failed.push(format!(
+                        "EL{} {access:?} huge={huge} dirty={dirty}: {why}",
+                        pstate >> 2 & 1
+                    ));
                 }
             }
         }

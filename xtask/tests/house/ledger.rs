@@ -1,5 +1,5 @@
-//! `docs/requirements.md` names the code and the tests that answer for each row. What it names exists:
-//! a test that was renamed or a file that went away would leave the row an empty promise.
+//! `docs/requirements.md` and `docs/bugs.md` name the code and the tests that answer for each row. What they
+//! name exists: a test that was renamed or a file that went away would leave the row an empty promise.
 
 use crate::source::{Source, all};
 use regex::Regex;
@@ -53,12 +53,14 @@ fn nameless(ledger: &str, sources: &[Source]) -> Vec<String> {
 }
 
 #[test]
-fn what_the_ledger_names_exists() {
+fn what_the_ledgers_name_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("xtask lies in the root");
-    let ledger = fs::read_to_string(root.join("docs/requirements.md")).expect("the ledger");
-    assert_eq!(nameless(&ledger, &all()), [""; 0]);
+    for file in ["docs/requirements.md", "docs/bugs.md"] {
+        let ledger = fs::read_to_string(root.join(file)).expect(file);
+        assert_eq!(nameless(&ledger, &all()), [""; 0], "{file}");
+    }
 }
 
 #[test]

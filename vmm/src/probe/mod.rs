@@ -93,7 +93,7 @@ rows! {
     vcpus: ids before_init bad_init differing_features init_again_resets preferred_target refused_calls;
     slots: alignment overlap beyond_the_vm delete move_slot change delete_under_use read_only
         read_only_walk many most shared_file region2 bad_flags;
-    huge: gigabyte too_many;
+    huge: gigabyte below too_many;
     dirty: errors writes_show_once reads_do_not by_hand initially_set walks_show no_write_is_lost;
     mmio: loads stores no_syndrome no_syndrome_exit fetch cache_operation beyond_the_vm
         completion_at_immediate_exit queued_writes;

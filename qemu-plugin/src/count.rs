@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::time::Instant;
 
 /// What a CPU is doing.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -135,9 +136,15 @@ impl Cpu {
         let kind = if self.exit.is_some() { EXIT } else { FIRST };
         let exit = self.exit.unwrap_or_default();
         let flags = u64::from(before) << 24 | u64::from(self.virtual_el2) << 25;
+        // Nothing was left before the first entry: its place tells when that was.
+        let how = if kind == FIRST {
+            out.microseconds()
+        } else {
+            exit.esr
+        };
         out.record([
             kind | u64::from(number) << 8 | exit.vector << 16 | flags,
-            exit.esr,
+            how,
             exit.hpfar,
             self.guest.instructions,
             self.host.instructions,
@@ -168,14 +175,23 @@ impl Cpu {
 }
 
 /// Where records go.
-pub(crate) struct Output(BufWriter<File>);
+pub(crate) struct Output {
+    file: BufWriter<File>,
+    start: Instant,
+}
 
 impl Output {
     /// Writes to `path` from now on.
     pub(crate) fn new(path: &str) -> std::io::Result<Output> {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-        file.write_all(b"umbexit1")?;
-        Ok(Output(file))
+        file.write_all(b"umbexit2")?;
+        let start = Instant::now();
+        Ok(Output { file, start })
+    }
+
+    /// Wall time since QEMU loaded the plugin.
+    fn microseconds(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     fn record(&mut self, words: [u64; 8]) {
@@ -184,7 +200,7 @@ impl Output {
             to.copy_from_slice(&word.to_le_bytes());
         }
         // A full disk shows in the reader: the file's length is wrong, or rows are missing.
-        let _ = self.0.write_all(&bytes);
+        let _ = self.file.write_all(&bytes);
     }
 
     /// A guest executed the instruction that separates one thing from the next.
@@ -194,6 +210,6 @@ impl Output {
 
     /// Nothing comes any more.
     pub(crate) fn finish(&mut self) {
-        let _ = self.0.flush();
+        let _ = self.file.flush();
     }
 }

@@ -697,6 +697,11 @@ impl Region {
         self.advise(offset, bytes, libc::MADV_HUGEPAGE)
     }
 
+    /// Asks for pages of the host's own size alone (MADV_NOHUGEPAGE).
+    pub fn avoid_huge(&self, offset: usize, bytes: usize) -> std::result::Result<(), i32> {
+        self.advise(offset, bytes, libc::MADV_NOHUGEPAGE)
+    }
+
     fn advise(&self, at: usize, bytes: usize, what: libc::c_int) -> std::result::Result<(), i32> {
         // SAFETY: the range is this region's; its content is anybody's to change, see the head.
         answer(unsafe { libc::madvise(self.range(at, bytes), bytes, what) }).map(drop)

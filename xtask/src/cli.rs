@@ -268,11 +268,20 @@ pub(crate) struct BenchArgs {
     /// umbra alone, which takes seconds: what a change did. Nothing is compared or written.
     #[arg(long)]
     pub(crate) alone: bool,
+    /// Take KVM's side from target/umbra/bench-kvm/ where an earlier run with the very same files kept it.
+    #[arg(long, conflicts_with = "alone")]
+    pub(crate) reuse: bool,
+    /// Print all counts of each session, by cause and between which marks.
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Seconds after which a machine is given up; its rows are missing then, and the others are told.
+    #[arg(long, value_name = "SECONDS", default_value_t = 7200, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: u64,
     /// The QEMU program to use. It must have been built with plugins.
     #[arg(long)]
     pub(crate) qemu: Option<PathBuf>,
-    /// Only these sessions: pages, blocks, l1-pages, debian-blocks, debian-pages, nested-blocks. Then docs/
-    /// stays as it is.
+    /// Only these sessions: pages, blocks, pair, vmm, l1-pages, l1-blocks, l1-costly, take-back,
+    /// debian-blocks, debian-pages, nested-blocks, nested-mixed, nested-pages. Then docs/ stays as it is.
     #[arg(value_name = "SESSION")]
     pub(crate) filters: Vec<String>,
 }

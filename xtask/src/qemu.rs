@@ -33,6 +33,9 @@ const MACHINE: [&str; 12] = [
     "-no-reboot",
 ];
 
+/// Its memory, in KiB.
+pub(crate) const MEMORY: u64 = 4 << 20;
+
 /// How long a machine may go on after its limit for its registers to be read.
 const GRACE: Duration = Duration::from_secs(15);
 

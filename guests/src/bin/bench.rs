@@ -3,6 +3,7 @@
 //! A mark is `orr xzr, xzr, x30`, which does nothing. Each operation lies between two, so a profiler
 //! prints one block for what is measured and one for what lies between. Results are checked, so the
 //! payload means something without a profiler too; what it costs nobody checks here.
+//! With the word `pair` on the command line, two vCPUs interrupt each other and nothing else happens.
 //! umbra-vmm: --cpus 1 --memory 128M,hugepages=off --disk /guest/bench,ro --cmdline umbra
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -12,9 +13,9 @@ umbra_guests::payload!(bench);
 mod bench {
     use umbra_guests::rt::mem::{self, BLOCK, PAGE};
     use umbra_guests::rt::timer::Timer;
-    use umbra_guests::rt::{gic, irq, psci};
+    use umbra_guests::rt::{boot, gic, irq, psci, smp};
     use umbra_guests::suite::{PASS, Suite, Verdict};
-    use umbra_guests::{equal, mrs, op};
+    use umbra_guests::{ensure, equal, mrs, op};
 
     const COUNT: u64 = 1000;
     const WAKES: u64 = 100;
@@ -27,6 +28,10 @@ mod bench {
     const IDLE: u8 = 0x60;
 
     pub(super) fn run(suite: &mut Suite) {
+        if boot::has_arg("pair") {
+            suite.check("interrupts-between-two", pair);
+            return;
+        }
         suite.check("empty", empty);
         suite.check("hypercall", hypercall);
         suite.check("id-register", id_register);
@@ -40,6 +45,8 @@ mod bench {
         irq::set_handler(handler);
         suite.check("timer", timer);
         suite.check("sgi", sgi);
+        read_first(suite);
+        suite.check("timer-of-a-running-guest", running_timer);
     }
 
     fn mark() {
@@ -138,6 +145,33 @@ mod bench {
         PASS
     }
 
+    /// Reads pages for the first time, and then writes them: memory that is shared until it is written costs
+    /// a permission fault there.
+    fn read_first(suite: &mut Suite) {
+        let at = mem::fresh(COUNT * PAGE, PAGE);
+        suite.check("first-read", || {
+            let mut all = 0;
+            mark();
+            for page in 0..COUNT {
+                all |= mem::read64(at + page * PAGE);
+            }
+            mark();
+            equal!(all, 0, "all words together");
+            PASS
+        });
+        suite.check("write-after-read", || {
+            mark();
+            for page in 0..COUNT {
+                mem::write64(at + page * PAGE, page);
+            }
+            mark();
+            for page in 0..COUNT {
+                equal!(mem::read64(at + page * PAGE), page, "word");
+            }
+            PASS
+        });
+    }
+
     fn handler(intid: u32) {
         if intid == gic::VIRTUAL_TIMER {
             Timer::Virtual.stop();
@@ -162,6 +196,65 @@ mod bench {
         mark();
         gic::disable(gic::VIRTUAL_TIMER);
         equal!(irq::count() - before, WAKES, "wake-ups");
+        PASS
+    }
+
+    /// The timer's interrupt comes while the guest runs.
+    fn running_timer() -> Verdict {
+        gic::enable(gic::VIRTUAL_TIMER, 0x80);
+        let before = irq::count();
+        irq::unmask();
+        mark();
+        for taken in 1..=WAKES {
+            Timer::Virtual.start(20_000);
+            while irq::count() - before < taken {
+                core::hint::spin_loop();
+            }
+        }
+        mark();
+        irq::mask();
+        gic::disable(gic::VIRTUAL_TIMER);
+        equal!(irq::count() - before, WAKES, "interrupts");
+        PASS
+    }
+
+    /// Waits until this CPU has taken as many interrupts. Masked across WFI, as in `timer`.
+    fn wait_for_interrupt(count: u64) {
+        while irq::count() < count {
+            op!("wfi");
+            irq::unmask();
+            op!("isb");
+            irq::mask();
+        }
+    }
+
+    /// Answers each interrupt by one, asleep in between.
+    fn answer(_: u64) {
+        gic::init_cpu();
+        gic::enable(1, 0x80);
+        for taken in 1..=COUNT {
+            wait_for_interrupt(taken);
+            gic::send_sgi(1, 1);
+        }
+    }
+
+    /// Two vCPUs, each of which sleeps until the other one's SGI comes.
+    fn pair() -> Verdict {
+        gic::init_distributor();
+        gic::init_cpu();
+        gic::enable(1, 0x80);
+        irq::set_handler(|_| {});
+        let started = smp::start(1) == Some(psci::SUCCESS);
+        ensure!(started, "CPU_ON of CPU 1", started);
+        smp::begin(1, answer, 0);
+        mark();
+        for taken in 1..=COUNT {
+            gic::send_sgi(1, 2);
+            wait_for_interrupt(taken);
+        }
+        mark();
+        ensure!(smp::wait(1), "CPU 1 does not come back", 0);
+        equal!(irq::count(), COUNT, "interrupts");
         PASS
     }
 

@@ -2,7 +2,7 @@
 //!
 //! As in `bench`, a mark is `orr xzr, xzr, x30`, and each measurement lies between two. Results are
 //! checked; what they cost nobody checks here. The word `costly` on the command line asks for those
-//! operations that take Linux/KVM billions of instructions each.
+//! operations that take Linux/KVM millions of instructions each.
 //! umbra-vmm: --nested --cpus 1 --memory 64M,hugepages=off --cmdline umbra
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -19,6 +19,8 @@ mod l1_bench {
 
     const COUNT: u64 = 200;
     const PAGES: u64 = 512;
+    /// Guests in turn, each with a space of its own.
+    const CONTEXTS: [usize; 3] = [2, 16, 64];
     /// Where the guest finds its pages; the other one is not mapped.
     const DATA: u64 = 0x9000_0000;
     const NOTHING: u64 = 0x0100_0000;
@@ -40,7 +42,9 @@ mod l1_bench {
         let guest = &mut guest;
         if boot::has_arg("costly") {
             suite.check("tlbi-all", || tlbi_all(guest));
-            suite.check("two-contexts", || two_contexts(guest));
+            for count in CONTEXTS {
+                suite.check("contexts-in-turn", || in_turn(guest, count));
+            }
             return;
         }
         suite.check("hypercall", || hypercall(guest));
@@ -180,21 +184,32 @@ mod l1_bench {
         touch(guest)
     }
 
-    /// Two guests with spaces of their own, in turn.
-    fn two_contexts(guest: &mut Guest) -> Verdict {
-        let other = Stage2::usual();
-        other.map_page(l2::CODE, guest.code());
-        let mut second = Guest::with_code(&other, 2, guest.code());
-        guest.execute(&[hvc(1), BACK]);
-        second.set_pc(l2::CODE);
-        let mut right = u64::from(second.run().is_hvc(1));
-        mark();
-        for _ in 0..COUNT / 2 {
-            right += u64::from(guest.run().is_hvc(1));
-            right += u64::from(second.run().is_hvc(1));
+    /// Guests with spaces of their own, in turn: each has been there before when it is measured.
+    fn in_turn(guest: &Guest, count: usize) -> Verdict {
+        guest.write_program(&[hvc(1), BACK]);
+        let mut roots = [0; CONTEXTS[CONTEXTS.len() - 1]];
+        for root in &mut roots[..count] {
+            let space = Stage2::usual();
+            space.map_page(l2::CODE, guest.code());
+            *root = space.root;
         }
+        let mut right = 0;
+        let mut round = || {
+            for (vmid, root) in (2..).zip(&roots[..count]) {
+                let space = Stage2 {
+                    root: *root,
+                    ..Stage2::USUAL
+                };
+                let mut other = Guest::with_code(&space, vmid, guest.code());
+                right += usize::from(other.run().is_hvc(1));
+            }
+        };
+        round();
         mark();
-        equal!(right, COUNT + 1, "exits by hvc");
+        round();
+        round();
+        mark();
+        equal!(right, 3 * count, "exits by hvc");
         PASS
     }
 }

@@ -90,6 +90,10 @@ fn run() -> Result<bool, String> {
                 let what = args.value().map_err(wrong)?.string().map_err(wrong)?;
                 return probe::heal::victim(&what).map(|()| true);
             }
+            Long("measure") => {
+                let what = args.value().map_err(wrong)?.string().map_err(wrong)?;
+                return probe::measure::run(&what).map(|()| true);
+            }
             Long("seed") => env.seed = number(&mut args)?,
             Long("limit") => limit = number(&mut args)?,
             Long("count") => env.count = number(&mut args)?,
@@ -100,7 +104,8 @@ fn run() -> Result<bool, String> {
             Value(filter) => filters.push(filter.string().map_err(wrong)?),
             Long("help") | Short('h') => {
                 println!(
-                    "kvm-probe [--umbra] [--list] [--seed N] [--effort PERCENT] [--count N] [--calls N | --seconds N] [--limit SECONDS] [FILTER…]"
+                    "kvm-probe [--umbra] [--list] [--seed N] [--effort PERCENT] [--count N] [--calls N | --seconds N] [--limit SECONDS] [FILTER…]\n\
+                     kvm-probe --measure vmm|take-back: work for a counter of exits, see xtask bench"
                 );
                 return Ok(true);
             }

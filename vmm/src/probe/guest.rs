@@ -423,7 +423,7 @@ pub(crate) fn kicked<T: Send>(work: impl FnOnce() -> T + Send) -> Check<T> {
 }
 
 /// What /proc/meminfo says of `what`, in KiB.
-fn meminfo(text: &str, what: &str) -> Check<i64> {
+pub(crate) fn meminfo(text: &str, what: &str) -> Check<i64> {
     let line = text
         .lines()
         .find(|line| line.split(':').next() == Some(what));
@@ -431,7 +431,8 @@ fn meminfo(text: &str, what: &str) -> Check<i64> {
     number.ok_or_else(|| format!("no {what} in /proc/meminfo"))
 }
 
-fn meminfo_text() -> Check<String> {
+/// All that it says.
+pub(crate) fn meminfo_text() -> Check<String> {
     std::fs::read_to_string("/proc/meminfo").map_err(|e| format!("/proc/meminfo: {e}"))
 }
 

@@ -23,6 +23,7 @@ mod huge;
 mod irq;
 mod isolation;
 mod its;
+pub(crate) mod measure;
 mod mmio;
 mod noise;
 mod oom;

@@ -1,23 +1,28 @@
 //! One session on one side: what boots, and the plugin's file of it.
 
+use super::kept;
 use super::record::Records;
-use super::rows::{ROWS, Session};
+use super::rows::ROWS;
+use super::session::{Session, script};
 use crate::bootargs::BootArgs;
 use crate::build::{Kernel, Payloads, Programs};
 use crate::guest::{self, Item};
 use crate::image::Symbols;
+use crate::progress::note;
 use crate::qemu::{End, Machine, Outcome};
-use crate::run::vmm_command;
 use crate::setup::{GuestFiles, Qemu};
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// What lies at EL2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Side {
     /// umbra.
     Umbra,
@@ -47,6 +52,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) kernel: Kernel,
     /// The programs of EL0.
     pub(crate) programs: Programs,
+    /// `kvm-probe`, which is a VMM here.
+    pub(crate) probe: Option<PathBuf>,
     /// The guest payloads.
     pub(crate) payloads: Payloads,
     /// Linux/KVM, and Debian as a guest.
@@ -54,7 +61,7 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    fn debian(&self) -> Result<&GuestFiles> {
+    pub(crate) fn debian(&self) -> Result<&GuestFiles> {
         self.debian.context("this session needs Debian's kernel")
     }
 }
@@ -64,14 +71,25 @@ impl Parts<'_> {
 pub(crate) struct Run {
     /// What the plugin saw.
     pub(crate) records: Records,
+    /// What the guest or its VMM said in lines of [`said`].
+    pub(crate) said: BTreeMap<String, f64>,
     /// Wall time of the emulator.
     pub(crate) seconds: f64,
+    /// The day on which it ran, if that was another run of the bench.
+    pub(crate) kept: Option<String>,
 }
 
-const LIMIT: Duration = Duration::from_secs(3600);
+/// How a session is to be run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How {
+    /// Take what KVM did in an earlier run with the same files.
+    pub(crate) reuse: bool,
+    /// When a machine is given up.
+    pub(crate) limit: Duration,
+}
 
 /// Virtual seconds that Linux gets before the guest starts.
-const QUIET: u32 = 25;
+pub(crate) const QUIET: u32 = 25;
 
 /// What both sides' machines have, beside what every machine of xtask has.
 pub(crate) const OPTIONS: [&str; 6] = [
@@ -86,15 +104,36 @@ pub(crate) const OPTIONS: [&str; 6] = [
 /// Linux/KVM's own words on the command line.
 pub(crate) const KVM_WORDS: &str = "console=ttyAMA0 quiet nokaslr kvm-arm.mode=nested panic=-1";
 
-/// Boots the session and reads what the plugin wrote.
-pub(crate) fn run(parts: &Parts<'_>, session: Session, side: Side) -> Result<Run> {
+/// Boots the session and reads what the plugin wrote. What KVM did is kept for later runs.
+pub(crate) fn run(parts: &Parts<'_>, session: Session, side: Side, how: How) -> Result<Run> {
     let name = format!("bench-{}-{}", session.name(), short(side));
-    let (items, command) = guest(parts, session)?;
-    let machine = match side {
-        Side::Umbra => umbra(parts, &name, items, command)?,
-        Side::Kvm => kvm(parts, &name, items, &command)?,
-    };
-    boot(parts, &name, &machine)
+    let (items, command) = session.guest(parts)?;
+    match side {
+        Side::Umbra => boot(parts, &name, &umbra(parts, &name, items, command)?, how),
+        Side::Kvm => {
+            let machine = kvm(parts, &name, items, &command)?;
+            let key = kept::key(parts, &machine)?;
+            if how.reuse {
+                if let Some(run) = kept::load(parts.ws, session, &key)? {
+                    return Ok(run);
+                }
+                note(&format!("{name}: nothing is kept of these files"));
+            }
+            let run = boot(parts, &name, &machine, how)?;
+            kept::save(
+                parts.ws,
+                session,
+                &key,
+                &run,
+                &plugins_file(parts.ws, &name)?,
+            )?;
+            Ok(run)
+        }
+    }
+}
+
+fn plugins_file(ws: &Workspace, name: &str) -> Result<PathBuf> {
+    Ok(ws.folder("run")?.join(format!("{name}.exits")))
 }
 
 fn short(side: Side) -> &'static str {
@@ -104,8 +143,8 @@ fn short(side: Side) -> &'static str {
     }
 }
 
-fn boot(parts: &Parts<'_>, name: &str, machine: &Machine) -> Result<Run> {
-    let out = parts.ws.folder("run")?.join(format!("{name}.exits"));
+fn boot(parts: &Parts<'_>, name: &str, machine: &Machine, how: How) -> Result<Run> {
+    let out = plugins_file(parts.ws, name)?;
     let file = |path: &PathBuf| path.display().to_string().replace(',', ",,");
     let mut more: Vec<String> = OPTIONS.iter().map(|word| (*word).to_owned()).collect();
     more.push("-plugin".to_owned());
@@ -113,15 +152,24 @@ fn boot(parts: &Parts<'_>, name: &str, machine: &Machine) -> Result<Run> {
     let mut log = Transcript::new(parts.ws, name)?;
     log.used("umbra-vmm", &parts.programs.vmm)?;
     let symbols = Symbols::default();
-    let outcome = machine.run_with(parts.qemu, &more, &mut log, (LIMIT, &symbols), |_| {})?;
+    let outcome = machine.run_with(parts.qemu, &more, &mut log, (how.limit, &symbols), |_| {})?;
     check(&outcome).with_context(|| format!("see {}", parts.ws.show(log.path())))?;
     let bytes = fs::read(&out).with_context(|| format!("{}", out.display()))?;
-    let records = Records::decode(&bytes)?;
-    fs::remove_file(&out)?;
     Ok(Run {
-        records,
+        records: Records::decode(&bytes)?,
+        said: said(&outcome.console),
         seconds: outcome.seconds,
+        kept: None,
     })
+}
+
+/// Lines `measured NAME = NUMBER` of a console.
+fn said(console: &str) -> BTreeMap<String, f64> {
+    let values = console.lines().filter_map(|line| {
+        let (name, value) = line.strip_prefix("measured ")?.split_once(" = ")?;
+        Some((name.to_owned(), value.trim().parse().ok()?))
+    });
+    values.collect()
 }
 
 /// Counts of a guest that failed are worth nothing.
@@ -138,93 +186,6 @@ fn check(outcome: &Outcome) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The guest's files and the command that starts it.
-fn guest(parts: &Parts<'_>, session: Session) -> Result<(Vec<Item>, Vec<String>)> {
-    let payload = |name: &str, options: &str| -> Result<(Vec<Item>, Vec<String>)> {
-        let path = format!("/guest/{name}");
-        let image = parts.payloads.get(name).context("no such payload")?;
-        let mut command = vec![
-            "/bin/umbra-vmm".to_owned(),
-            "--kernel".to_owned(),
-            path.clone(),
-        ];
-        command.extend(options.split_whitespace().map(str::to_owned));
-        Ok((vec![Item::from_file(&path, image)?], command))
-    };
-    let debian = |memory: &str| -> Result<(Vec<Item>, Vec<String>)> {
-        let archive = guest::initramfs(parts.ws, parts.debian()?, &[])?;
-        let initrd = guest::save(parts.ws, "bench-guest.cpio", &archive)?;
-        let items = vec![
-            Item::from_file("/guest/Image", &parts.debian()?.kernel)?,
-            Item::from_file("/guest/initrd", &initrd)?,
-        ];
-        let line = "console=ttyS0 quiet nokaslr panic=-1 umbra.do=poweroff";
-        let command = vmm_command("/guest/Image", Some("/guest/initrd"), line, 1, memory);
-        Ok((items, command))
-    };
-    let one = |pages: &str| {
-        let disk = "--disk /guest/bench,ro";
-        payload(
-            "bench",
-            &format!("--cpus 1 --memory 128M,hugepages={pages} {disk} --cmdline umbra"),
-        )
-    };
-    match session {
-        Session::Pages => one("off"),
-        Session::Blocks => one("on"),
-        Session::L1Pages => payload(
-            "l1_bench",
-            "--nested --cpus 1 --memory 64M,hugepages=off --cmdline umbra",
-        ),
-        Session::DebianBlocks => debian("256M,hugepages=on"),
-        Session::DebianPages => debian("256M,hugepages=off"),
-        Session::L1Costly => payload(
-            "l1_bench",
-            "--nested --cpus 1 --memory 64M,hugepages=off --cmdline costly",
-        ),
-        Session::NestedBlocks => nested(parts),
-    }
-}
-
-/// Debian with KVM at virtual EL2, whose guest is Debian again.
-fn nested(parts: &Parts<'_>) -> Result<(Vec<Item>, Vec<String>)> {
-    let inner = guest::save(
-        parts.ws,
-        "bench-l2.cpio",
-        &guest::initramfs(parts.ws, parts.debian()?, &[])?,
-    )?;
-    let line = "console=ttyS0 quiet nokaslr panic=-1 umbra.storey=L2 umbra.do=poweroff";
-    let command = vmm_command("/guest/Image", Some("/guest/initrd"), line, 1, "256M");
-    let items = [
-        Item::from_file("/bin/umbra-vmm", &parts.programs.vmm)?,
-        Item::from_file("/guest/Image", &parts.debian()?.kernel)?,
-        Item::from_file("/guest/initrd", &inner)?,
-        Item::text("/umbra-run", &script(&command)),
-    ];
-    let outer = guest::save(
-        parts.ws,
-        "bench-l1.cpio",
-        &guest::initramfs(parts.ws, parts.debian()?, &items)?,
-    )?;
-    let items = vec![
-        Item::from_file("/guest/Image", &parts.debian()?.kernel)?,
-        Item::from_file("/guest/initrd", &outer)?,
-    ];
-    let line = "console=ttyS0 quiet nokaslr panic=-1 umbra.do=run";
-    let mut command = vmm_command("/guest/Image", Some("/guest/initrd"), line, 1, "1024M");
-    command.push("--nested".to_owned());
-    Ok((items, command))
-}
-
-/// What a Linux that is a hypervisor does: becomes quiet, starts the VMM, ends with its status.
-fn script(command: &[String]) -> String {
-    let words: Vec<String> = command.iter().map(|word| format!("'{word}'")).collect();
-    format!(
-        "echo always > /sys/kernel/mm/transparent_hugepage/enabled\nsleep {QUIET}\n{}\n",
-        words.join(" ")
-    )
 }
 
 fn umbra(
@@ -260,12 +221,60 @@ fn kvm(parts: &Parts<'_>, name: &str, mut items: Vec<Item>, command: &[String]) 
 /// A short look whether plugin, format and payload fit: everything that the payload does on umbra is
 /// counted, and costs something.
 pub(crate) fn smoke(parts: &Parts<'_>) -> Result<()> {
-    let run = run(parts, Session::Pages, Side::Umbra)?;
+    let how = How {
+        reuse: false,
+        limit: Duration::from_secs(600),
+    };
+    let run = run(parts, Session::Pages, Side::Umbra, how)?;
     for row in ROWS.iter().filter(|row| row.session == Session::Pages) {
-        let value = row.measure.value(&run.records).unwrap_or(0.0);
+        let value = row.measure.value(&run).unwrap_or(0.0);
         if value < 10.0 {
             bail!("{}: {value} {}", row.name, row.unit);
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(console: &str) -> Outcome {
+        Outcome {
+            end: End::Exited(Some(0)),
+            console: console.to_owned(),
+            seconds: 1.0,
+        }
+    }
+
+    #[test]
+    fn a_guest_that_failed_counts_for_nothing() {
+        assert!(check(&outcome("ok sgi\numbra: run exited 0\n")).is_ok());
+        assert!(check(&outcome("ok sgi\nFAIL timer: late\n")).is_err());
+        assert!(check(&outcome("umbra: run exited 1\n")).is_err());
+        let crashed = Outcome {
+            end: End::Exited(Some(1)),
+            ..outcome("")
+        };
+        assert!(check(&crashed).is_err());
+        let hung = Outcome {
+            end: End::TimedOut("CPU 0: pc 0x40".into()),
+            ..outcome("")
+        };
+        let error = check(&hung).unwrap_err().to_string();
+        assert!(
+            error.contains("time limit") && error.contains("CPU 0"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_said_in_lines_of_its_own_is_a_value() {
+        let values =
+            said("x\nmeasured vm, KiB = 12.5\nmeasured a\nmeasured b = c\nmeasured d = 7\n");
+        assert_eq!(
+            values.into_iter().collect::<Vec<_>>(),
+            [("d".into(), 7.0), ("vm, KiB".into(), 12.5)]
+        );
+    }
 }

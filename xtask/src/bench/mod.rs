@@ -5,10 +5,14 @@
 //! repeat; the plugin (`qemu-plugin/`) needs no help from either side. Linux gets 25 s of virtual time to become
 //! quiet, and transparent huge pages always.
 
+mod kept;
+mod list;
 mod machine;
+mod measure;
 mod page;
 mod record;
 mod rows;
+mod session;
 
 use crate::build::{self, Profile};
 use crate::cli::BenchArgs;
@@ -16,12 +20,14 @@ use crate::progress::{note, step};
 use crate::setup::{self, Flavour};
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};
-use machine::Side;
-use rows::{ROWS, Session, Value};
+use machine::{How, Run, Side};
+use rows::{ROWS, Value};
 use serde::Serialize;
+use session::Session;
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::ExitCode;
+use std::time::Duration;
 
 pub(crate) use machine::{Parts, smoke};
 
@@ -33,10 +39,28 @@ struct Report {
     qemu: String,
     kvm: String,
     rows: Vec<Value>,
+    sessions: Vec<Told>,
 }
+
+/// What became of a session on one side.
+#[derive(Debug, Serialize)]
+struct Told {
+    session: &'static str,
+    side: Side,
+    /// Wall time of the emulator.
+    seconds: Option<f64>,
+    /// The day of the earlier run that this is of.
+    kept: Option<String>,
+    /// Why there is nothing of it.
+    error: Option<String>,
+}
+
+/// Every session that ran, and those that failed with their error.
+type Runs = BTreeMap<(Session, Side), Result<Run>>;
 
 /// Runs it. The status is a failure if a row could not be measured; a target that is missed is told.
 pub(crate) fn run(ws: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
+    let chosen = Session::chosen(&args.filters, args.quick)?;
     setup::for_build(ws)?;
     let qemu = setup::qemu(ws, args.qemu.as_deref())?;
     setup::guests(ws, &[Flavour::Newest])?;
@@ -47,62 +71,155 @@ pub(crate) fn run(ws: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
         plugin: step("build the plugin", || build::plugin(ws))?,
         kernel: step("build umbra", || build::kernel(ws, Profile::Release))?,
         programs: step("build init and umbra-vmm", || build::programs(ws))?,
+        probe: Some(step("build kvm-probe", || build::test_programs(ws))?.probe),
         payloads: step("build guest payloads", || build::payloads(ws))?,
         debian: Some(&debian),
     };
-    let wanted = |session: Session| {
-        let asked = args.filters.is_empty() || args.filters.iter().any(|w| w == session.name());
-        asked && !(args.quick && session.is_long())
+    let how = How {
+        reuse: args.reuse,
+        limit: Duration::from_secs(args.limit),
     };
-    let mut runs = BTreeMap::new();
-    for session in Session::ALL.into_iter().filter(|s| wanted(*s)) {
+    let mut runs = Runs::new();
+    for session in &chosen {
         for side in [Side::Umbra, Side::Kvm] {
-            if args.alone && side == Side::Kvm {
+            if side == Side::Kvm && args.alone {
                 continue;
             }
             let name = format!("{} on {}", session.name(), side.name());
-            let run = step(&name, || machine::run(&parts, session, side))?;
-            runs.insert((session, side), run);
+            let run = step(&name, || machine::run(&parts, *session, side, how));
+            match &run {
+                // The others still count.
+                Err(error) => eprintln!("xtask: {name}: {error:#}"),
+                Ok(run) => {
+                    if let Some(date) = &run.kept {
+                        note(&format!("{name}: as it ran on {date}"));
+                    }
+                    if args.list {
+                        print!("{}", list::of(&name, &run.records));
+                    }
+                }
+            }
+            runs.insert((*session, side), run);
         }
     }
-    let value = |row: &rows::Row, side| {
-        let run = runs.get(&(row.session, side));
-        run.and_then(|run| row.measure.value(&run.records))
-    };
-    let measured = ROWS.iter().filter(|row| wanted(row.session));
+    let measured = ROWS.iter().filter(|row| chosen.contains(&row.session));
     let report = Report {
         date: page::today(),
         commit: page::commit(ws),
         qemu: qemu.version.clone(),
         kvm: debian.label.clone(),
-        rows: measured
-            .map(|row| Value::new(row, value(row, Side::Kvm), value(row, Side::Umbra)))
-            .collect(),
+        rows: measured.map(|row| value(row, &runs)).collect(),
+        sessions: runs.iter().map(|(key, run)| told(*key, run)).collect(),
     };
-    let wall: Vec<page::Wall> = runs
-        .iter()
-        .map(|((session, side), run)| (session.name(), *side, run.seconds))
-        .collect();
     print!("{}", page::table(&report.rows));
-    if args.alone {
-        return Ok(ExitCode::SUCCESS);
+    let lost = lost(&chosen, &runs, args.alone);
+    if !args.alone {
+        let path = ws.folder("")?.join("bench.json");
+        let json = serde_json::to_string_pretty(&report).context("bench.json")?;
+        fs::write(&path, json + "\n").with_context(|| format!("{}", path.display()))?;
+        note(&format!("written: {}", ws.show(&path)));
+        if args.filters.is_empty() && !args.dry {
+            page::write(ws, &report, &lost, &line(args))?;
+        }
     }
-    let path = ws.folder("")?.join("bench.json");
-    let json = serde_json::to_string_pretty(&report).context("bench.json")?;
-    fs::write(&path, json + "\n").with_context(|| format!("{}", path.display()))?;
-    note(&format!("written: {}", ws.show(&path)));
-    if args.filters.is_empty() && !args.dry {
-        page::write(ws, &report, &wall, args.quick)?;
-    }
-    let lost: Vec<&str> = report
-        .rows
-        .iter()
-        .filter(|row| row.kvm.is_none() || row.umbra.is_none())
-        .map(|row| row.name)
-        .collect();
     if lost.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("xtask: not measured: {}", lost.join("; "));
+    eprintln!("xtask: not measured:");
+    lost.iter().for_each(|row| eprintln!("xtask:   {row}"));
     Ok(ExitCode::FAILURE)
+}
+
+fn value(row: &rows::Row, runs: &Runs) -> Value {
+    let of = |side| {
+        let run = runs.get(&(row.session, side))?.as_ref().ok()?;
+        row.measure.value(run)
+    };
+    Value::new(row, of(Side::Kvm), of(Side::Umbra))
+}
+
+fn told((session, side): (Session, Side), run: &Result<Run>) -> Told {
+    let ended = run.as_ref().ok();
+    Told {
+        session: session.name(),
+        side,
+        seconds: ended.map(|run| run.seconds),
+        kept: ended.and_then(|run| run.kept.clone()),
+        error: run.as_ref().err().map(|error| format!("{error:#}")),
+    }
+}
+
+/// The rows that should have a value and have none, each with the side.
+fn lost(chosen: &[Session], runs: &Runs, alone: bool) -> Vec<String> {
+    let mut lost = Vec::new();
+    for row in ROWS.iter().filter(|row| chosen.contains(&row.session)) {
+        for side in [Side::Umbra, Side::Kvm] {
+            let asked = side == Side::Umbra || !alone;
+            let run = runs.get(&(row.session, side)).and_then(|r| r.as_ref().ok());
+            if asked && run.and_then(|run| row.measure.value(run)).is_none() {
+                lost.push(format!("{}, {}, on {}", row.name, row.unit, side.name()));
+            }
+        }
+    }
+    lost
+}
+
+/// The command line, as the page gives it.
+fn line(args: &BenchArgs) -> String {
+    let words = [(args.quick, " --quick"), (args.reuse, " --reuse")];
+    let words = words.into_iter().filter(|(given, _)| *given);
+    words.fold("cargo xtask bench".to_owned(), |line, (_, word)| {
+        line + word
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+    use record::Records;
+
+    fn run(bytes: &[u8]) -> Run {
+        Run {
+            records: Records::decode(bytes).unwrap(),
+            said: BTreeMap::new(),
+            seconds: 1.0,
+            kept: None,
+        }
+    }
+
+    #[test]
+    fn a_session_that_crashed_costs_its_own_rows_alone() {
+        // Enough marks that every row of the session has a value.
+        let mut file = b"umbexit2".to_vec();
+        for kind in [2u8].into_iter().chain([1; 60]) {
+            file.extend([&[kind][..], &[0; 63]].concat());
+        }
+        let runs = Runs::from([
+            ((Session::Blocks, Side::Umbra), Ok(run(&file))),
+            ((Session::Blocks, Side::Kvm), Ok(run(&file))),
+            ((Session::Pages, Side::Umbra), Ok(run(&file))),
+            (
+                (Session::Pages, Side::Kvm),
+                Err(anyhow!("the machine ended with None")),
+            ),
+        ]);
+        let chosen = [Session::Pages, Session::Blocks];
+        let rows = |session| ROWS.iter().filter(move |row| row.session == session);
+        let lost = lost(&chosen, &runs, false);
+        assert_eq!(lost.len(), rows(Session::Pages).count(), "{lost:?}");
+        assert!(
+            lost.contains(&"hypercall that nobody owns, instructions, on Linux/KVM".to_owned())
+        );
+        assert!(rows(Session::Blocks).all(|row| value(row, &runs).kvm.is_some()));
+        assert!(rows(Session::Pages).all(|row| value(row, &runs).umbra.is_some()));
+        let told: Vec<Told> = runs.iter().map(|(key, run)| told(*key, run)).collect();
+        let failed: Vec<_> = told.iter().filter(|told| told.error.is_some()).collect();
+        assert_eq!(failed.len(), 1);
+        assert_eq!((failed[0].session, failed[0].side), ("pages", Side::Kvm));
+        assert!(
+            super::lost(&chosen, &runs, true).is_empty(),
+            "nobody asked for KVM"
+        );
+    }
 }

@@ -5,7 +5,8 @@
 
 use super::machine::{KVM_WORDS, OPTIONS, Side};
 use super::rows::Value;
-use super::{Report, rows::Session};
+use super::session::Session;
+use super::{Report, Told};
 use crate::cargo;
 use crate::progress::note;
 use crate::workspace::Workspace;
@@ -18,9 +19,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Why targets are missed: `name, unit: why`, a line each.
 const NOTES: &str = include_str!("../../assets/bench-notes.txt");
-
-/// A session, a side, and the seconds it took.
-pub(crate) type Wall = (&'static str, Side, f64);
 
 /// Today, UTC, as 2026-11-21.
 pub(crate) fn today() -> String {
@@ -124,10 +122,10 @@ fn notes() -> BTreeMap<(&'static str, &'static str), &'static str> {
 }
 
 /// Writes `docs/performance.md` and `docs/performance.svg`.
-pub(crate) fn write(ws: &Workspace, report: &Report, wall: &[Wall], quick: bool) -> Result<()> {
+pub(crate) fn write(ws: &Workspace, report: &Report, lost: &[String], line: &str) -> Result<()> {
     let docs = ws.root().join("docs");
     let files = [
-        ("performance.md", page(report, wall, quick)),
+        ("performance.md", page(report, lost, line)),
         ("performance.svg", chart(&report.rows)),
     ];
     for (name, text) in files {
@@ -138,17 +136,15 @@ pub(crate) fn write(ws: &Workspace, report: &Report, wall: &[Wall], quick: bool)
     Ok(())
 }
 
-fn page(report: &Report, wall: &[Wall], quick: bool) -> String {
+fn page(report: &Report, lost: &[String], line: &str) -> String {
     let mut text = format!(
         "# Performance\n\n\
          What exits cost on umbra and on Linux/KVM, in instructions and memory accesses of the hypervisor (and of the VMM, where \
-         it takes part).\nWritten by `cargo xtask bench{}` on {} at {}. Measured in an emulator: there are no cycles and no caches \
+         it takes part).\nWritten by `{line}` on {} at {}. Measured in an emulator: there are no cycles and no caches \
          in these numbers,\nand no ratio here says how much faster anything is on hardware. Part of the difference is not merit: KVM \
          also carries preemption points,\nSRCU, tracing hooks and a general memory management that umbra does not have.\n\n\
          ![umbra over Linux/KVM, row by row](performance.svg)\n\n## The figures\n\n",
-        if quick { " --quick" } else { "" },
-        report.date,
-        report.commit,
+        report.date, report.commit,
     );
     text.push_str("| row | of | umbra | Linux/KVM | umbra ÷ KVM | target | met |\n|---|---|---|---|---|---|---|\n");
     for row in &report.rows {
@@ -185,26 +181,24 @@ fn page(report: &Report, wall: &[Wall], quick: bool) -> String {
         let why = why.unwrap_or("not explained yet.");
         let _ = writeln!(text, "* **{}, {}:** {why}", row.name, row.unit);
     }
-    text.push_str("\n## Wall time of the emulator\n\nPaired, never alone; it tells of the emulator as much as of what runs on it.\n\n");
-    text.push_str("| session | umbra | Linux/KVM, with its own boot |\n|---|---|---|\n");
-    for session in Session::ALL {
-        let of = |side| {
-            let found = wall
-                .iter()
-                .find(|(name, s, _)| *name == session.name() && *s == side);
-            found.map_or_else(
-                || "–".to_owned(),
-                |(_, _, seconds)| format!("{seconds:.0} s"),
-            )
-        };
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} |",
-            session.name(),
-            of(Side::Umbra),
-            of(Side::Kvm)
-        );
+    if !lost.is_empty() {
+        text.push_str("\n## Rows that are missing\n\n");
+        for told in &report.sessions {
+            if let Some(error) = &told.error {
+                let first = error.lines().next().unwrap_or_default();
+                let _ = writeln!(
+                    text,
+                    "* {} on {} failed: {first}",
+                    told.session,
+                    told.side.name()
+                );
+            }
+        }
+        for row in lost {
+            let _ = writeln!(text, "* {row}");
+        }
     }
+    text.push_str(&wall(&report.sessions));
     let _ = write!(
         text,
         "\n## How to repeat it\n\n\
@@ -223,6 +217,34 @@ fn page(report: &Report, wall: &[Wall], quick: bool) -> String {
         OPTIONS.join(" "),
         report.kvm,
     );
+    text
+}
+
+fn wall(sessions: &[Told]) -> String {
+    let mut text = "\n## Wall time of the emulator\n\nPaired, never alone; it tells of the emulator as much as of what runs \
+                    on it, and of what else ran beside it.\n\n| session | umbra | Linux/KVM, with its own boot |\n|---|---|---|\n"
+        .to_owned();
+    for session in Session::ALL {
+        let of = |side| {
+            let found = sessions
+                .iter()
+                .find(|told| told.session == session.name() && told.side == side);
+            let seconds = found.and_then(|told| Some((told.seconds?, told.kept.as_deref())));
+            match seconds {
+                None => "–".to_owned(),
+                Some((seconds, None)) => format!("{seconds:.0} s"),
+                Some((seconds, Some(date))) => format!("{seconds:.0} s (kept, {date})"),
+            }
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} |",
+            session.name(),
+            of(Side::Umbra),
+            of(Side::Kvm)
+        );
+    }
     text
 }
 
@@ -314,24 +336,66 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_miss_is_told_with_its_cause_and_the_chart_is_whole() {
-        let rows: Vec<Value> = ROWS
+    fn report() -> Report {
+        let rows = ROWS
             .iter()
-            .map(|row| Value::new(row, Some(100.0), Some(99.0)))
-            .collect();
-        let report = Report {
+            .map(|row| Value::new(row, Some(100.0), Some(99.0)));
+        let told = |session, side, seconds, error: Option<&str>| Told {
+            session,
+            side,
+            seconds,
+            kept: None,
+            error: error.map(str::to_owned),
+        };
+        Report {
             date: "2026-11-21".into(),
             commit: "0".into(),
             qemu: "QEMU".into(),
             kvm: "Debian".into(),
-            rows,
-        };
-        let text = page(&report, &[("pages", Side::Umbra, 3.2)], true);
+            rows: rows.collect(),
+            sessions: vec![
+                told("pages", Side::Umbra, Some(3.2), None),
+                Told {
+                    kept: Some("2026-11-20".into()),
+                    ..told("pages", Side::Kvm, Some(8.0), None)
+                },
+                told(
+                    "blocks",
+                    Side::Kvm,
+                    None,
+                    Some("the time limit came first\nx0 = 5"),
+                ),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_miss_is_told_with_its_cause_and_the_chart_is_whole() {
+        let report = report();
+        let text = page(&report, &[], "cargo xtask bench --quick");
+        assert!(text.contains("Written by `cargo xtask bench --quick` on 2026-11-21 at 0."));
         assert!(text.contains("* **hypercall that nobody owns, instructions:** "));
-        assert!(text.contains("| pages | 3 s | – |"));
+        assert!(text.contains("| pages | 3 s | 8 s (kept, 2026-11-20) |"));
+        assert!(!text.contains("Rows that are missing"));
         let svg = chart(&report.rows);
         assert_eq!(svg.matches("<text").count(), 2 * ROWS.len() + 1);
         assert!(svg.ends_with("</svg>\n"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_cause() {
+        let mut report = report();
+        report.rows[0] = Value::new(&ROWS[0], None, Some(1.0));
+        let text = page(
+            &report,
+            &["a row, exits, on Linux/KVM".into()],
+            "cargo xtask bench",
+        );
+        assert!(text.contains("* blocks on Linux/KVM failed: the time limit came first\n"));
+        assert!(text.contains("\n* a row, exits, on Linux/KVM\n"));
+        assert!(text.contains(&format!(
+            "| {} | {} | 1 | – | – |",
+            ROWS[0].name, ROWS[0].unit
+        )));
     }
 }

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, bail};
 
-const MAGIC: &[u8; 8] = b"umbexit1";
+const MAGIC: &[u8; 8] = b"umbexit2";
 const WORDS: usize = 8;
 
 /// Below this physical address of a VM there are devices; from it on, RAM.
@@ -100,10 +100,12 @@ impl Exit {
 }
 
 /// A whole run.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Records {
     /// Instructions from power-on to the first entry of a guest, EL0's included.
     pub(crate) until_guest: Option<u64>,
+    /// Wall time of the emulator until then, in seconds.
+    pub(crate) seconds_until_guest: f64,
     /// Exits, cut at the marks: the first part is what came before the first mark.
     pub(crate) phases: Vec<Vec<Exit>>,
 }
@@ -119,6 +121,7 @@ impl Records {
         }
         let mut records = Self {
             until_guest: None,
+            seconds_until_guest: 0.0,
             phases: vec![Vec::new()],
         };
         for record in rest.chunks_exact(WORDS * 8) {
@@ -166,7 +169,12 @@ impl Records {
                 }
             }
             1 => self.phases.push(Vec::new()),
-            2 => self.until_guest = self.until_guest.or(Some(instructions + user)),
+            2 if self.until_guest.is_none() => {
+                self.until_guest = Some(instructions + user);
+                self.seconds_until_guest = esr as f64 / 1e6;
+            }
+            // Another vCPU's.
+            2 => {}
             other => bail!("the plugin's file has a record of kind {other}, which is unknown here"),
         }
         Ok(())
@@ -206,7 +214,8 @@ mod tests {
     #[test]
     fn exits_are_cut_at_marks_and_keep_their_shares() {
         let bytes = file(&[
-            [2, 0, 0, 0, 700, 50, 300, 20],
+            [2, 1_500_000, 0, 0, 700, 50, 300, 20],
+            [2 | 1 << 8, 1_600_000, 0, 0, 1, 1, 1, 1],
             [0, HVC, 0, 9, 255, 118, 0, 0],
             [1, 0, 0, 0, 0, 0, 0, 0],
             [0, ABORT, 0x0900_0000 >> 8, 5, 2000, 900, 233, 80],
@@ -215,6 +224,7 @@ mod tests {
         ]);
         let records = Records::decode(&bytes).unwrap();
         assert_eq!(records.until_guest, Some(1000));
+        assert_eq!(records.seconds_until_guest, 1.5);
         assert_eq!(records.phases.len(), 3);
         let Some([device, interrupt]) = records.measured(0) else {
             panic!("two exits between the marks");
@@ -230,7 +240,7 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_refused() {
         assert!(Records::decode(b"").is_err());
-        assert!(Records::decode(b"umbexit2").is_err());
+        assert!(Records::decode(b"umbexit0").is_err());
         assert!(Records::decode(&file(&[])[..]).is_ok());
         let mut cut = file(&[[0; WORDS]]);
         cut.pop();
@@ -261,7 +271,7 @@ mod tests {
     fn it_is_the_plugins_format() {
         let source = include_str!("../../../qemu-plugin/src/count.rs");
         for part in [
-            "b\"umbexit1\"",
+            "b\"umbexit2\"",
             "EXIT: u64 = 0",
             "MARK: u64 = 1",
             "FIRST: u64 = 2",

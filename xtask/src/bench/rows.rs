@@ -1,150 +1,9 @@
-//! What is measured: one table of rows, and how a row's value comes out of a session's records.
+//! What is measured: one table of rows.
 
-use super::record::{Cause, Exit, Records, median};
+use super::measure::{Measure, What};
+use super::record::Cause;
+use super::session::Session;
 use serde::Serialize;
-
-/// A run of one guest, on one hypervisor and then on the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Session {
-    /// The payload `bench`, its RAM backed by 4 KiB pages.
-    Pages,
-    /// The same, backed by 2 MiB where they fit.
-    Blocks,
-    /// The payload `l1_bench` at virtual EL2, backed by 4 KiB pages.
-    L1Pages,
-    /// `l1_bench` again, with what takes KVM billions of instructions.
-    L1Costly,
-    /// A Debian guest to power-off, backed by 2 MiB.
-    DebianBlocks,
-    /// The same, backed by 4 KiB.
-    DebianPages,
-    /// Debian as a guest hypervisor and Debian as its guest, backed by 2 MiB at both storeys.
-    NestedBlocks,
-}
-
-impl Session {
-    /// All, in the order in which they run.
-    pub(crate) const ALL: [Session; 7] = [
-        Session::Pages,
-        Session::Blocks,
-        Session::L1Pages,
-        Session::L1Costly,
-        Session::DebianBlocks,
-        Session::DebianPages,
-        Session::NestedBlocks,
-    ];
-
-    /// Its name, for filters and files.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Pages => "pages",
-            Self::Blocks => "blocks",
-            Self::L1Pages => "l1-pages",
-            Self::L1Costly => "l1-costly",
-            Self::DebianBlocks => "debian-blocks",
-            Self::DebianPages => "debian-pages",
-            Self::NestedBlocks => "nested-blocks",
-        }
-    }
-
-    /// Whether `--quick` leaves it out.
-    pub(crate) fn is_long(self) -> bool {
-        matches!(self, Self::L1Costly | Self::NestedBlocks)
-    }
-}
-
-/// What is told of an exit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum What {
-    /// Instructions of the hypervisor, and of the VMM where it takes part.
-    Instructions,
-    /// Memory accesses of both.
-    Accesses,
-}
-
-impl What {
-    fn of(self, exit: &Exit) -> u64 {
-        match self {
-            Self::Instructions => exit.instructions(),
-            Self::Accesses => exit.accesses(),
-        }
-    }
-}
-
-/// How a value is found.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Measure {
-    /// The median over the exits of this cause between the marks of this measurement.
-    Exit(usize, Cause, What),
-    /// Everything between the marks, for each of so many operations.
-    Each(usize, u64, What),
-    /// Exits between the marks, for each of so many operations.
-    Traps(usize, u64),
-    /// The median over operations of a guest of a guest: from its exit to its next entry.
-    Storeys(usize, What),
-    /// The same, exits.
-    StoreysTraps(usize),
-    /// Exits of the whole run, of one cause or of all.
-    Exits(Option<Cause>),
-    /// Instructions of hypervisor and VMM in the whole run.
-    Total,
-    /// Instructions of the guests themselves.
-    Guest,
-    /// Instructions from power-on to the guest's first.
-    UntilGuest,
-}
-
-impl Measure {
-    /// The value; `None` if the run has nothing of the kind.
-    pub(crate) fn value(self, records: &Records) -> Option<f64> {
-        let number = |value: u64| Some(value as f64);
-        match self {
-            Self::Exit(at, cause, what) => {
-                let exits = records.measured(at)?;
-                let exits = exits.iter().filter(|e| e.cause == cause);
-                // No exit of this cause: the operation does not trap.
-                median(exits.map(|e| what.of(e)).collect())
-                    .or(Some(0))
-                    .and_then(number)
-            }
-            Self::Each(at, count, what) => {
-                let exits = records.measured(at)?;
-                let sum: u64 = exits.iter().map(|e| what.of(e)).sum();
-                Some(sum as f64 / count as f64)
-            }
-            Self::Traps(at, count) => Some(records.measured(at)?.len() as f64 / count as f64),
-            Self::Storeys(at, what) => {
-                let sums = chains(records.measured(at)?);
-                let sums = sums.map(|chain| chain.iter().map(|e| what.of(e)).sum());
-                median(sums.collect()).and_then(number)
-            }
-            Self::StoreysTraps(at) => {
-                let counts = chains(records.measured(at)?).map(|chain| chain.len() as u64);
-                median(counts.collect()).and_then(number)
-            }
-            Self::Exits(cause) => {
-                let exits = records.all().filter(|e| cause.is_none_or(|c| c == e.cause));
-                number(exits.count() as u64)
-            }
-            Self::Total => number(records.all().map(Exit::instructions).sum()),
-            Self::Guest => number(records.all().map(|e| e.guest).sum()),
-            Self::UntilGuest => records.until_guest.and_then(number),
-        }
-    }
-}
-
-/// Exits from one of a guest's guest to its next entry: what a hypervisor below does for it, and what the
-/// hypervisor between them traps while it handles it.
-fn chains(exits: &[Exit]) -> impl Iterator<Item = &[Exit]> {
-    // The first part begins in the middle if the mark was made at virtual EL2.
-    let start = exits
-        .iter()
-        .position(|e| !e.from_virtual_el2)
-        .unwrap_or(exits.len());
-    exits[start..]
-        .split_inclusive(|e| !e.to_virtual_el2)
-        .filter(|chain| chain.last().is_some_and(|e| !e.to_virtual_el2))
-}
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy)]
@@ -172,6 +31,28 @@ mod at {
     pub(super) const FIRST_TOUCH_BLOCK: usize = 7;
     pub(super) const TIMER: usize = 8;
     pub(super) const SGI: usize = 9;
+    pub(super) const READ_FIRST: usize = 10;
+    pub(super) const WRITE_AFTER_READ: usize = 11;
+    pub(super) const RUNNING_TIMER: usize = 12;
+    /// Of two vCPUs, in a run of their own.
+    pub(super) const PAIR: usize = 0;
+}
+
+/// Measurements of `kvm-probe --measure vmm`.
+mod vmm {
+    pub(super) const RETURN: usize = 0;
+    pub(super) const DIRTY_LOG: usize = 1;
+    pub(super) const SLOT_CHANGE: usize = 2;
+    /// Pages that are touched after the slot's changes, in all rounds.
+    pub(super) const TOUCHES: u64 = 16 * 64;
+}
+
+/// Measurements of `kvm-probe --measure take-back`: two of each size, of which the second counts.
+mod taken {
+    pub(super) const OF_16: usize = 1;
+    pub(super) const OF_64: usize = 3;
+    pub(super) const OF_256: usize = 5;
+    pub(super) const OF_1024: usize = 7;
 }
 
 /// Measurements of the payload `l1_bench`.
@@ -184,9 +65,11 @@ mod l1 {
     pub(super) const FILL: usize = 5;
     pub(super) const AT: usize = 6;
     pub(super) const TLBI_PAGE: usize = 7;
-    /// The next two are the costly ones', in a run of their own.
+    /// The next four are the costly ones', in a run of their own.
     pub(super) const TLBI_ALL: usize = 0;
-    pub(super) const TWO_CONTEXTS: usize = 1;
+    pub(super) const CONTEXTS_2: usize = 1;
+    pub(super) const CONTEXTS_16: usize = 2;
+    pub(super) const CONTEXTS_64: usize = 3;
     /// Pages that FILL touches.
     pub(super) const PAGES: u64 = 512;
 }
@@ -223,9 +106,15 @@ const fn access(
 }
 
 use Cause::{Data, Device, Fetch, Fp, Hypercall, Interrupt, Register, Return, Wait};
-use Measure::{Each, Exit as One, Exits, Guest, Storeys, StoreysTraps, Total, Traps, UntilGuest};
-use Session::{Blocks, DebianBlocks, DebianPages, L1Costly, L1Pages, NestedBlocks, Pages};
-use What::{Accesses, Instructions};
+use Measure::{
+    Below, BelowTotal, Each, EachOf, Exit as One, Exits, Guest, Said, Spans, Storeys, StoreysTraps,
+    Taken, Total, Traps, UntilGuest, Wall,
+};
+use Session::{
+    Blocks, DebianBlocks, DebianPages, L1Blocks, L1Costly, L1Pages, NestedBlocks, NestedMixed,
+    NestedPages, Pages, Pair, TakeBack, Vmm,
+};
+use What::{Accesses, Instructions, User};
 
 /// All rows. A target is umbra's limit over what KVM takes by the reference measurement.
 pub(crate) const ROWS: &[Row] = &[
@@ -272,6 +161,24 @@ pub(crate) const ROWS: &[Row] = &[
         None,
     ),
     insn(
+        "… of which the VMM itself, at EL0",
+        Pages,
+        One(at::VMM, Device, User),
+        None,
+    ),
+    insn(
+        "exit to kvm-probe and back",
+        Vmm,
+        One(vmm::RETURN, Device, Instructions),
+        None,
+    ),
+    insn(
+        "… of which kvm-probe itself, at EL0",
+        Vmm,
+        One(vmm::RETURN, Device, User),
+        None,
+    ),
+    insn(
         "write that an ioeventfd takes",
         Pages,
         One(at::NOTIFY, Device, Instructions),
@@ -296,9 +203,57 @@ pub(crate) const ROWS: &[Row] = &[
         None,
     ),
     insn(
+        "first read of a 4 KiB page",
+        Pages,
+        One(at::READ_FIRST, Data, Instructions),
+        None,
+    ),
+    insn(
+        "first write of a page that was read, permission fault",
+        Pages,
+        One(at::WRITE_AFTER_READ, Data, Instructions),
+        None,
+    ),
+    insn(
+        "first touch of 64 pages that the VMM has, for each",
+        Vmm,
+        EachOf(vmm::SLOT_CHANGE, Data, vmm::TOUCHES, Instructions),
+        None,
+    ),
+    insn(
+        "write while writes are logged, permission fault",
+        Vmm,
+        One(vmm::DIRTY_LOG, Data, Instructions),
+        None,
+    ),
+    insn(
+        "KVM_GET_DIRTY_LOG of 64 MiB, 64 pages written, exit included",
+        Vmm,
+        One(vmm::DIRTY_LOG, Device, Instructions),
+        None,
+    ),
+    insn(
+        "slot of 64 MiB deleted and made, 64 pages mapped, exit included",
+        Vmm,
+        One(vmm::SLOT_CHANGE, Device, Instructions),
+        None,
+    ),
+    insn(
         "WFI until the virtual timer",
         Pages,
         One(at::TIMER, Wait, Instructions),
+        None,
+    ),
+    insn(
+        "virtual timer's interrupt, the guest running",
+        Pages,
+        One(at::RUNNING_TIMER, Interrupt, Instructions),
+        None,
+    ),
+    insn(
+        "SGI to a sleeping vCPU of the same CPU, till it runs",
+        Pair,
+        Spans(at::PAIR, Register, Instructions),
         None,
     ),
     insn(
@@ -407,9 +362,57 @@ pub(crate) const ROWS: &[Row] = &[
         None,
     ),
     insn(
-        "L2 hypercall, two contexts in turn, all of L0's part",
+        "shadow fill, one exit (2 MiB backing)",
+        L1Blocks,
+        One(l1::FILL, Data, Instructions),
+        None,
+    ),
+    insn(
+        "shadow fill, for each page touched (2 MiB backing)",
+        L1Blocks,
+        Each(l1::FILL, l1::PAGES, Instructions),
+        None,
+    ),
+    insn(
+        "L2 hypercall, 2 contexts in turn, all of L0's part",
         L1Costly,
-        Storeys(l1::TWO_CONTEXTS, Instructions),
+        Storeys(l1::CONTEXTS_2, Instructions),
+        None,
+    ),
+    insn(
+        "L2 hypercall, 16 contexts in turn, all of L0's part",
+        L1Costly,
+        Storeys(l1::CONTEXTS_16, Instructions),
+        None,
+    ),
+    insn(
+        "L2 hypercall, 64 contexts in turn, all of L0's part",
+        L1Costly,
+        Storeys(l1::CONTEXTS_64, Instructions),
+        None,
+    ),
+    insn(
+        "VMM takes back a page, 16 MiB mapped in the shadow",
+        TakeBack,
+        One(taken::OF_16, Device, Instructions),
+        None,
+    ),
+    insn(
+        "VMM takes back a page, 64 MiB mapped in the shadow",
+        TakeBack,
+        One(taken::OF_64, Device, Instructions),
+        None,
+    ),
+    insn(
+        "VMM takes back a page, 256 MiB mapped in the shadow",
+        TakeBack,
+        One(taken::OF_256, Device, Instructions),
+        None,
+    ),
+    insn(
+        "VMM takes back a page, 1 GiB mapped in the shadow",
+        TakeBack,
+        One(taken::OF_1024, Device, Instructions),
         None,
     ),
     row(
@@ -486,25 +489,175 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     insn("… hypervisor and VMM (4 KiB)", DebianPages, Total, None),
     row(
-        "Debian and its Debian guest, 2 MiB backing",
+        "Debian guest of a Debian guest, 2 MiB at both storeys",
+        "exits",
+        NestedBlocks,
+        Below(None),
+        Some(21_500.0 / 25_350.0),
+    ),
+    row(
+        "… L1's ERETs (nested)",
+        "exits",
+        NestedBlocks,
+        Below(Some(Return)),
+        None,
+    ),
+    row(
+        "… system registers (nested)",
+        "exits",
+        NestedBlocks,
+        Below(Some(Register)),
+        None,
+    ),
+    row(
+        "… data aborts on memory (nested)",
+        "exits",
+        NestedBlocks,
+        Below(Some(Data)),
+        None,
+    ),
+    insn(
+        "… L0, L1's VMM included (nested)",
+        NestedBlocks,
+        BelowTotal,
+        Some(15.0 / 150.6),
+    ),
+    row(
+        "Debian, then Debian as its guest, 2 MiB at both storeys",
         "exits",
         NestedBlocks,
         Exits(None),
         None,
     ),
-    insn("… L0 and both VMMs", NestedBlocks, Total, None),
     row(
-        "… ERETs of L1",
-        "exits",
+        "… wall time from the first guest's begin (nested)",
+        "seconds",
         NestedBlocks,
-        Exits(Some(Return)),
+        Wall,
+        Some(0.2),
+    ),
+    row(
+        "Debian guest of a Debian guest, 4 KiB below 2 MiB",
+        "exits",
+        NestedMixed,
+        Below(None),
+        Some(25_000.0 / 43_000.0),
+    ),
+    row(
+        "… L1's ERETs (nested, mixed)",
+        "exits",
+        NestedMixed,
+        Below(Some(Return)),
         None,
     ),
     row(
-        "… system registers (two storeys)",
+        "… system registers (nested, mixed)",
         "exits",
-        NestedBlocks,
-        Exits(Some(Register)),
+        NestedMixed,
+        Below(Some(Register)),
+        None,
+    ),
+    row(
+        "… data aborts on memory (nested, mixed)",
+        "exits",
+        NestedMixed,
+        Below(Some(Data)),
+        None,
+    ),
+    insn(
+        "… L0, L1's VMM included (nested, mixed)",
+        NestedMixed,
+        BelowTotal,
+        None,
+    ),
+    row(
+        "Debian, then Debian as its guest, 4 KiB below 2 MiB",
+        "exits",
+        NestedMixed,
+        Exits(None),
+        None,
+    ),
+    row(
+        "… wall time from the first guest's begin (nested, mixed)",
+        "seconds",
+        NestedMixed,
+        Wall,
+        Some(0.2),
+    ),
+    row(
+        "Debian guest of a Debian guest, 4 KiB at both storeys",
+        "exits",
+        NestedPages,
+        Below(None),
+        Some(120_000.0 / 230_509.0),
+    ),
+    row(
+        "… L1's ERETs (nested, 4 KiB)",
+        "exits",
+        NestedPages,
+        Below(Some(Return)),
+        None,
+    ),
+    row(
+        "… system registers (nested, 4 KiB)",
+        "exits",
+        NestedPages,
+        Below(Some(Register)),
+        None,
+    ),
+    row(
+        "… data aborts on memory (nested, 4 KiB)",
+        "exits",
+        NestedPages,
+        Below(Some(Data)),
+        None,
+    ),
+    insn(
+        "… L0, L1's VMM included (nested, 4 KiB)",
+        NestedPages,
+        BelowTotal,
+        None,
+    ),
+    row(
+        "Debian, then Debian as its guest, 4 KiB at both storeys",
+        "exits",
+        NestedPages,
+        Exits(None),
+        None,
+    ),
+    row(
+        "… wall time from the first guest's begin (nested, 4 KiB)",
+        "seconds",
+        NestedPages,
+        Wall,
+        Some(0.2),
+    ),
+    row(
+        "memory of 4 GiB that is not free before the first VM",
+        "KiB",
+        Vmm,
+        Taken("MemFree, KiB"),
+        None,
+    ),
+    row(
+        "memory of a VM",
+        "KiB",
+        Vmm,
+        Said("memory of a VM, KiB"),
+        None,
+    ),
+    row(
+        "memory of a vCPU",
+        "KiB",
+        Vmm,
+        Said("memory of a vCPU, KiB"),
+        None,
+    ),
+    row(
+        "memory for a GiB mapped by 4 KiB pages",
+        "KiB",
+        Vmm,
+        Said("tables of a GiB by pages, KiB"),
         None,
     ),
 ];
@@ -551,75 +704,7 @@ impl Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::record::Cost;
     use std::collections::BTreeSet;
-
-    fn exit(cause: Cause, from: bool, to: bool, instructions: u64) -> Exit {
-        Exit {
-            cause,
-            from_virtual_el2: from,
-            to_virtual_el2: to,
-            guest: 7,
-            host: Cost {
-                instructions,
-                accesses: instructions / 2,
-            },
-            user: Cost::default(),
-        }
-    }
-
-    fn records(measured: Vec<Exit>) -> Records {
-        Records {
-            until_guest: Some(5),
-            phases: vec![vec![exit(Device, false, false, 1)], measured, vec![]],
-        }
-    }
-
-    #[test]
-    fn values_come_from_the_exits_between_the_marks() {
-        let run = records(vec![
-            exit(Hypercall, false, false, 250),
-            exit(Hypercall, false, false, 260),
-            exit(Interrupt, false, false, 9000),
-            exit(Hypercall, false, false, 300),
-        ]);
-        let value = |measure: Measure| measure.value(&run);
-        assert_eq!(value(One(0, Hypercall, Instructions)), Some(260.0));
-        assert_eq!(value(One(0, Hypercall, Accesses)), Some(130.0));
-        assert_eq!(
-            value(One(0, Wait, Instructions)),
-            Some(0.0),
-            "nothing of the kind"
-        );
-        assert_eq!(
-            value(One(4, Hypercall, Instructions)),
-            None,
-            "no such measurement"
-        );
-        assert_eq!(value(Each(0, 2, Instructions)), Some(4905.0));
-        assert_eq!(value(Measure::Traps(0, 2)), Some(2.0));
-        assert_eq!(value(Exits(None)), Some(5.0));
-        assert_eq!(value(Exits(Some(Device))), Some(1.0));
-        assert_eq!(value(Total), Some(9811.0));
-        assert_eq!(value(Guest), Some(35.0));
-        assert_eq!(value(UntilGuest), Some(5.0));
-    }
-
-    #[test]
-    fn an_operation_of_a_guests_guest_ends_with_its_next_entry() {
-        let run = records(vec![
-            exit(Register, true, true, 1_000_000), // L1, before its guest runs
-            exit(Cause::Return, true, false, 500),
-            exit(Hypercall, false, true, 10),
-            exit(Register, true, true, 20),
-            exit(Cause::Return, true, false, 30),
-            exit(Hypercall, false, true, 11),
-            exit(Cause::Return, true, false, 31),
-            exit(Hypercall, false, true, 77), // the mark comes before the next entry
-        ]);
-        assert_eq!(Measure::Storeys(0, Instructions).value(&run), Some(60.0));
-        assert_eq!(Measure::StoreysTraps(0).value(&run), Some(3.0));
-    }
 
     #[test]
     fn rows_are_told_apart_and_ratios_compare() {

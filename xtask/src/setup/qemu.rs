@@ -32,6 +32,17 @@ impl Qemu {
         command(&self.program, self.unpacked.as_ref())
     }
 
+    /// The file of the program; a bare name is looked for as the system does.
+    pub(crate) fn file(&self) -> Result<PathBuf> {
+        if self.program.components().count() > 1 {
+            return Ok(self.program.clone());
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut found = std::env::split_paths(&path).map(|folder| folder.join(&self.program));
+        let found = found.find(|file| file.is_file());
+        found.with_context(|| format!("{} is not in PATH", self.program.display()))
+    }
+
     fn try_new(program: PathBuf, unpacked: Option<(PathBuf, OsString)>) -> Result<Self> {
         let text = read(command(&program, unpacked.as_ref()).arg("--version"))?;
         let version = text.lines().next().unwrap_or_default().to_owned();

@@ -161,6 +161,7 @@ fn count(bench: &Bench<'_>, tally: &mut Tally) {
             plugin: build::plugin(bench.ws)?,
             kernel: bench.kernel.clone().context("umbra was not built")?,
             programs: bench.programs.clone(),
+            probe: None,
             payloads: bench.payloads.clone(),
             debian: None,
         };

@@ -309,7 +309,13 @@ impl File for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if let Some(name) = self.name.get_mut().take() {
-            NAMES.lock().remove(&name);
+            let mut names = NAMES.lock();
+            names.remove(&name);
+            if names.is_empty() {
+                // An empty map keeps its last node otherwise, from the first name in the machine's life on.
+                *names = BTreeMap::new();
+            }
+            drop(names);
             let_go(&name);
         }
     }

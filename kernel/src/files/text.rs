@@ -132,6 +132,18 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
             }
             Ok(())
         }
+        ProcFile::SelfStatus => {
+            let (process, mm) = (call.process, call.process.mm());
+            let name = *call.thread.name.lock();
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            writeln!(out, "Name:\t{}", String::from_utf8_lossy(name))?;
+            writeln!(out, "State:\tR (running)")?;
+            writeln!(out, "Tgid:\t{}\nPid:\t{}", process.pid, call.thread.tid)?;
+            // What it has mapped, pages that others have too included, and the tables for that.
+            writeln!(out, "VmRSS:\t{} kB", mm.resident_bytes() >> 10)?;
+            writeln!(out, "VmPTE:\t{} kB", mm.table_bytes() >> 10)?;
+            writeln!(out, "Threads:\t{}", process.threads().len())
+        }
         ProcFile::SchedStat => {
             let (ran, waited, turns) = sched::current().statistics();
             writeln!(out, "{ran} {waited} {turns}")

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use umbra_abort::Poison;
 use umbra_arm64::{Asid, Granule, Hva, Pa, Tag};
+use umbra_frames::FRAME;
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::{SpinGuard, SpinLock};
 use umbra_hw::tlb;
@@ -509,6 +510,12 @@ impl Mm {
     /// A process's memory in use, in bytes.
     pub(crate) fn resident_bytes(&self) -> u64 {
         self.lock().table.as_ref().map_or(0, User::mapped_bytes)
+    }
+
+    /// Memory that its tables take, in bytes.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        let pages = self.lock().table.as_ref().map_or(0, User::table_pages);
+        pages as u64 * FRAME
     }
 }
 

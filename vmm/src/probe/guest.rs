@@ -422,18 +422,27 @@ pub(crate) fn kicked<T: Send>(work: impl FnOnce() -> T + Send) -> Check<T> {
     thread::scope(|scope| Runner::spawn(scope, work).finish())
 }
 
-/// What /proc/meminfo says of `what`, in KiB.
-pub(crate) fn meminfo(text: &str, what: &str) -> Check<i64> {
+const MEMINFO: &str = "/proc/meminfo";
+/// How often memory may change while it is looked at.
+const LOOKS: usize = 1000;
+
+/// What `text`, which is of `file`, says of `what`: KiB, most often.
+fn number_of(text: &str, what: &str, file: &str) -> Check<i64> {
     let line = text
         .lines()
         .find(|line| line.split(':').next() == Some(what));
     let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    number.ok_or_else(|| format!("no {what} in /proc/meminfo"))
+    number.ok_or_else(|| format!("no {what} in {file}"))
 }
 
-/// All that it says.
+/// All that /proc/meminfo says.
 pub(crate) fn meminfo_text() -> Check<String> {
-    std::fs::read_to_string("/proc/meminfo").map_err(|e| format!("/proc/meminfo: {e}"))
+    std::fs::read_to_string(MEMINFO).map_err(|e| format!("{MEMINFO}: {e}"))
+}
+
+/// What /proc/meminfo says of `what`, in KiB.
+pub(crate) fn meminfo(text: &str, what: &str) -> Check<i64> {
+    number_of(text, what, MEMINFO)
 }
 
 /// `MemFree` of /proc/meminfo, in KiB.
@@ -441,21 +450,38 @@ pub(crate) fn free_memory() -> Check<i64> {
     meminfo(&meminfo_text()?, "MemFree")
 }
 
-/// Memory as umbra counts it.
+/// What everybody else has of the kernel's memory: this program's own pages and tables come and go as its
+/// allocator likes, and are counted apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KernelMemory {
-    /// Frames that are free, or the kernel's for good (its heap, its own tables), in KiB.
+    /// Frames that are free, or the kernel's for good (its heap, its own tables), or this program's, in KiB.
     pub(crate) frames: i64,
     /// What of the heap is in use, in bytes.
     pub(crate) heap: i64,
 }
 
-/// What /proc/meminfo of umbra says.
+/// What umbra's /proc/meminfo says, and its /proc/self/status of this program.
 pub(crate) fn memory_of_kernel() -> Check<KernelMemory> {
-    let text = meminfo_text()?;
-    let of = |what| meminfo(&text, what);
-    Ok(KernelMemory {
-        frames: of("MemFree")? + of("Slab")? + of("KernelTables")?,
-        heap: of("KernelHeap")?,
-    })
+    let own = || {
+        let status = "/proc/self/status";
+        let text = std::fs::read_to_string(status).map_err(|e| format!("{status}: {e}"))?;
+        let of = |what| number_of(&text, what, status);
+        Ok::<_, String>(of("VmRSS")? + of("VmPTE")?)
+    };
+    // Reading takes memory of one's own too: the three looks agree when nothing changed from one to the next.
+    for _ in 0..LOOKS {
+        let before = own()?;
+        let text = meminfo_text()?;
+        if own()? != before {
+            continue;
+        }
+        let of = |what| meminfo(&text, what);
+        return Ok(KernelMemory {
+            frames: of("MemFree")? + of("Slab")? + of("KernelTables")? + before,
+            heap: of("KernelHeap")?,
+        });
+    }
+    Err(format!(
+        "this program's memory changed {LOOKS} times while it was looked at"
+    ))
 }

@@ -117,6 +117,8 @@ pub enum ProcFile {
     Cmdline,
     /// /proc/self/maps.
     SelfMaps,
+    /// /proc/self/status: who the process is, and what memory it has.
+    SelfStatus,
     /// /proc/self/pagemap.
     PageMap,
     /// /sys/kernel/mm/hugepages/hugepages-….
@@ -163,6 +165,7 @@ pub(super) const PROC_FILES: &[(&str, ProcFile, u32)] = &[
     ("proc/uptime", ProcFile::Uptime, 0o444),
     ("proc/cmdline", ProcFile::Cmdline, 0o444),
     ("proc/self/maps", ProcFile::SelfMaps, 0o444),
+    ("proc/self/status", ProcFile::SelfStatus, 0o444),
     ("proc/self/pagemap", ProcFile::PageMap, 0o400),
     ("proc/self/schedstat", ProcFile::SchedStat, 0o444),
     ("proc/self/fail-nth", ProcFile::FailNth, 0o644),

@@ -30,6 +30,7 @@ mod registers;
 mod tape;
 mod targets {
     pub(crate) mod abi;
+    pub(crate) mod apei;
     pub(crate) mod boot;
     pub(crate) mod cpio;
     pub(crate) mod descriptor;
@@ -61,6 +62,7 @@ macro_rules! targets {
 
 targets! {
     "abi": targets::abi::run;
+    "apei": targets::apei::run;
     "at": targets::walk::at;
     "boot": targets::boot::run;
     "cpio": targets::cpio::run;

@@ -613,8 +613,10 @@ impl Memory {
                 return Err(NotMapped::NoMemory);
             }
         }
-        // Where the page was new, so is what lies round it.
-        if size == slots::PAGE && !view.fresh {
+        // Where the page was new, so is what lies round it; and what lies round a page that was mapped
+        // has been looked at when that was done.
+        let unknown = wanted.kind == Stage2Kind::Translation && !view.fresh;
+        if size == slots::PAGE && unknown {
             self.map_ahead(ipa, slot, wanted, present);
         }
         tlb::publish();

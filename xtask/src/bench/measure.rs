@@ -48,7 +48,7 @@ pub(crate) enum Measure {
     Total,
     /// Instructions of the guests themselves.
     Guest,
-    /// Exits while the guest of a guest exists, of one cause or of all: from its first entry to its last exit.
+    /// Exits while the guest of a guest exists, of one cause or of all: see [`below`].
     Below(Option<Cause>),
     /// Instructions of hypervisor and VMM in that time.
     BelowTotal,
@@ -152,12 +152,21 @@ fn spans(exits: &[Exit], cause: Cause) -> impl Iterator<Item = &[Exit]> {
         .map(|(from, to)| &exits[from..to])
 }
 
-/// What happened while there was a guest of a guest.
+/// What happened while there was a guest of a guest: from its first exit to its last.
+///
+/// A kernel that starts at virtual EL2 looks at EL1 for a moment, long before it has a guest. So the guest's life
+/// begins behind the longest time without an exit from anything but virtual EL2.
 fn below(records: &Records) -> Option<impl Iterator<Item = &Exit>> {
-    let exits = || records.all().enumerate();
-    let (first, _) = exits().find(|(_, e)| e.from_virtual_el2 && !e.to_virtual_el2)?;
-    let (last, _) = exits().filter(|(_, e)| !e.from_virtual_el2).last()?;
-    Some(records.all().take(last + 1).skip(first + 1))
+    let exits = records.all().enumerate();
+    let of_guest: Vec<usize> = exits
+        .filter(|(_, exit)| !exit.from_virtual_el2)
+        .map(|(at, _)| at)
+        .collect();
+    let (last, had) = (*of_guest.last()?, of_guest.len() != records.all().count());
+    let gaps = of_guest.windows(2).max_by_key(|pair| pair[1] - pair[0]);
+    let first = gaps.map_or(last, |pair| pair[1]);
+    // Without a hypervisor between, it is nobody's guest.
+    had.then(|| records.all().take(last + 1).skip(first))
 }
 
 #[cfg(test)]
@@ -272,8 +281,12 @@ mod tests {
     #[test]
     fn the_life_of_a_guests_guest_is_cut_out_of_the_run() {
         let run = run(vec![
+            exit(Cause::Return, true, false, 50_000), // L1 looks at EL1 as it starts
+            exit(Hypercall, false, true, 50_000),
             exit(Register, true, true, 1_000_000),
-            exit(Cause::Return, true, false, 50_000),
+            exit(Register, true, true, 1_000_000),
+            exit(Register, true, true, 1_000_000),
+            exit(Cause::Return, true, false, 50_000), // its guest begins
             exit(Hypercall, false, true, 10),
             exit(Register, true, true, 20),
             exit(Cause::Return, true, false, 30),

@@ -65,6 +65,10 @@ safeguards! {
     Kick = "kick",
     /// The timers' deadline while a vCPU waits.
     WaitDeadline = "wait-deadline",
+    /// Watching the timer of a counter that is ahead of the machine's.
+    CounterAhead = "counter-ahead",
+    /// Trapping the physical timer and counter of a guest whose counter is not the machine's.
+    CounterTraps = "counter-traps",
     /// Sign extension of what a load from a device gives.
     SignExtension = "sign-extension",
     /// Trapping what a guest hypervisor asks to have trapped of its guest by fine-grained controls.

@@ -32,6 +32,8 @@ pub struct Traps {
 pub(crate) const CNTHCTL_OPEN: u64 = 0b11;
 /// EL1PCTEN and EL1PTEN: so do guests, and have the physical timer.
 const CNTHCTL_GUEST: u64 = 0b11 << 10;
+/// EL1TVT: the virtual timer's registers trap; with FEAT_ECV.
+const CNTHCTL_VIRT_TIMER: u64 = 1 << 13;
 /// EL1NVPCT and EL1NVVCT: EL1's timers by their EL02 names trap at virtual EL2, where FEAT_NV2 would keep
 /// what is written without a word.
 const CNTHCTL_ALIASES: u64 = 0b11 << 15;
@@ -68,6 +70,18 @@ fn has_hcx() -> bool {
 }
 
 impl Traps {
+    /// The physical counter and timer trap too.
+    pub fn trap_physical_timer(&mut self) {
+        self.cnthctl &= !CNTHCTL_GUEST;
+    }
+
+    /// The virtual timer traps too, where the machine can do that.
+    pub fn trap_virtual_timer(&mut self) {
+        if has_ecv() {
+            self.cnthctl |= CNTHCTL_VIRT_TIMER;
+        }
+    }
+
     /// What umbra asks for: debug and the PMU are hidden or only state (TDRA, TDOSA, TDA, TPM, TPMCR),
     /// all counters are EL2's (HPMN).
     ///

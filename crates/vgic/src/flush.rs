@@ -86,12 +86,12 @@ impl Vgic {
             .is_some_and(|gic| gic.dirty || !gic.loaded)
     }
 
-    /// Computes the list registers of `vcpu`, to be loaded before it runs; `vmcr` is its ICH_VMCR_EL2. Lines of linked PPIs must
+    /// Computes the list registers of `vcpu`, to be loaded before it runs. Lines of linked PPIs must
     /// be up to date ([`Vgic::set_level`]).
     ///
     /// # Panics
     /// When `vcpu` does not exist or its list registers were not taken back by [`Vgic::sync`]: states would be lost.
-    pub fn flush(&mut self, vcpu: usize, vmcr: Vmcr, lrs: &mut LrFile) -> Flushed {
+    pub fn flush(&mut self, vcpu: usize, lrs: &mut LrFile) -> Flushed {
         assert!(
             !self.vcpus[vcpu].loaded,
             "list registers flushed twice without a sync between"
@@ -110,14 +110,10 @@ impl Vgic {
         } else {
             Kicks::NONE
         };
-        let spis_elsewhere = vmcr.eoi_mode() && {
-            let mut all = self.vcpus.iter().enumerate();
-            all.any(|(other, gic)| other != vcpu && gic.candidates.has_spi())
-        };
+        let spis_elsewhere = !self.spi_holders.without(vcpu).is_empty();
         let gic = &mut self.vcpus[vcpu];
         gic.loaded = true;
         gic.dirty = false;
-        gic.eoi_mode = vmcr.eoi_mode();
         gic.traps_dir = active_outside || spis_elsewhere;
         let hcr = HcrBits::new()
             .with_en(true)
@@ -305,11 +301,12 @@ impl Vgic {
         kicks
     }
 
-    /// An SPI that `vcpu` has, or may take, can be deactivated from anywhere: the others trap ICC_DIR_EL1 if they write it at all.
+    /// An SPI that `vcpu` has, or may take, can be deactivated from anywhere: the others trap ICC_DIR_EL1. Whatever EOImode
+    /// they were last seen with: a guest changes it without an exit.
     pub(crate) fn make_others_trap_dir(&mut self, vcpu: usize) -> Kicks {
         let mut kicks = Kicks::NONE;
         for (other, gic) in self.vcpus.iter_mut().enumerate() {
-            if other != vcpu && gic.loaded && gic.eoi_mode && !gic.traps_dir {
+            if other != vcpu && gic.loaded && !gic.traps_dir {
                 gic.dirty = true;
                 kicks.insert(other);
             }

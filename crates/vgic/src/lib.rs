@@ -82,7 +82,8 @@ pub use its::{
 pub use lpi::{FIRST_LPI, LpiConfig, MAX_LPIS, TooManyLpis};
 pub use lr::{Lr, LrFile, LrState, MAX_LRS};
 pub use mmio::{
-    Access, Frame, REDIST_STRIDE, Refusal, has_register, needs_all_stopped, redist_frame,
+    Access, Frame, REDIST_STRIDE, Refusal, has_register, known_early, needs_all_stopped,
+    redist_frame,
 };
 pub use placement::{Misplaced, PlaceError, Placement};
 pub use sgi::SgiRegister;

@@ -37,8 +37,10 @@ pub enum Refusal {
     NeedsSync(VcpuSet),
     /// No such register: ENXIO. For [`Access::Uaccess`] alone.
     NoRegister,
-    /// A read-only field would change in a register where KVM insists (GICD_IIDR, GICD_TYPER2): EINVAL. For [`Access::Uaccess`] alone.
+    /// A read-only field would change in a register where KVM insists (GICD_IIDR): EINVAL. For [`Access::Uaccess`] alone.
     Invalid,
+    /// The same where it could have been chosen while there was no GIC yet (GICD_TYPER2): EBUSY. For [`Access::Uaccess`] alone.
+    Settled,
 }
 
 /// Where in a contiguous run of redistributors `offset` (bytes from the first) falls: the how-manieth redistributor, as a frame
@@ -71,6 +73,18 @@ pub fn has_register(frame: Frame, offset: u32) -> bool {
 
 /// GICD_IIDR and GICR_IIDR: product "u", implementer Arm as KVM has it, for want of a JEP106 code of our own.
 const IIDR: u32 = (b'u' as u32) << 24 | 0x43b;
+/// The distributor's registers that a VMM may read before there is a GIC (KVM_DEV_ARM_VGIC_CTRL_INIT), and write back: GICD_IIDR
+/// and GICD_TYPER2.
+#[must_use]
+pub fn known_early(frame: Frame, offset: u32) -> Option<u32> {
+    let reg = find(regions(frame), offset).map(|region| region.reg);
+    match reg {
+        Some(Reg::Iidr) if frame == Frame::Dist => Some(IIDR),
+        Some(Reg::GicdTyper2) => Some(0),
+        _ => None,
+    }
+}
+
 /// GICD_PIDR2 and GICR_PIDR2: architecture revision 3.
 const PIDR2_GICV3: u64 = 0x3b;
 
@@ -148,10 +162,10 @@ impl Vgic {
             Reg::Iidr | Reg::GicdTyper2 if access == Access::Uaccess && frame == Frame::Dist => {
                 let same =
                     self.mmio_read(access, frame, offset, len)? == value & u64::from(u32::MAX);
-                if same {
-                    Ok(Kicks::NONE)
-                } else {
-                    Err(Refusal::Invalid)
+                match region.reg {
+                    _ if same => Ok(Kicks::NONE),
+                    Reg::GicdTyper2 => Err(Refusal::Settled),
+                    _ => Err(Refusal::Invalid),
                 }
             }
             Reg::Zero

@@ -10,6 +10,7 @@
 //! vCPU runs.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use umbra_arm64::Ipa;
 
@@ -42,6 +43,8 @@ pub enum Misplaced {
     Missing,
     /// Frames overlap: EINVAL.
     Overlap,
+    /// One piece for all vCPUs, placed when there were fewer, ends beyond the VM's address space: EINVAL.
+    Beyond,
 }
 
 /// A run of redistributors.
@@ -206,7 +209,7 @@ impl Placement {
     ///
     /// # Errors
     /// See [`Misplaced`].
-    pub fn check(&self, nr_vcpus: usize) -> Result<(), Misplaced> {
+    pub fn check(&self, nr_vcpus: usize, ipa_bits: u8) -> Result<(), Misplaced> {
         let room = self
             .redists
             .iter()
@@ -221,23 +224,39 @@ impl Placement {
         {
             return Err(Misplaced::Overlap);
         }
+        let is_within =
+            |redists: &Redists| check_range(redists.base, redists.bytes(), ipa_bits).is_ok();
+        if !self.redists.iter().all(is_within) {
+            return Err(Misplaced::Beyond);
+        }
         Ok(())
     }
 
-    /// The vCPUs of `nr_vcpus` whose redistributor ends a run: GICR_TYPER.Last. Regions that touch are one run. Empty while there
-    /// is no region.
+    /// The vCPUs of `nr_vcpus` whose redistributor ends a run: GICR_TYPER.Last. A region that is full and the one that begins
+    /// where it ends, whatever their indices, are one run, if that one has a redistributor. Empty while there is no region.
     pub fn last_redists(&self, nr_vcpus: usize) -> VcpuSet {
-        let mut first = 0;
         let mut lasts = VcpuSet::NONE;
-        for (at, redists) in self.redists.iter().enumerate() {
-            let end = nr_vcpus.min(first + redists.count as usize);
-            let next = self.redists.get(at + 1).filter(|_| end < nr_vcpus);
-            if end > first && next.is_none_or(|next| next.base != redists.end()) {
-                lasts.insert(end - 1);
+        for (redists, used) in self.used(nr_vcpus) {
+            let goes_on = used.end - used.start == redists.count as usize
+                && self
+                    .used(nr_vcpus)
+                    .any(|(other, used)| other.base == redists.end() && !used.is_empty());
+            if !used.is_empty() && !goes_on {
+                lasts.insert(used.end - 1);
             }
-            first = end;
         }
         lasts
+    }
+
+    /// The regions, and which of `nr_vcpus` have their redistributors there.
+    fn used(&self, nr_vcpus: usize) -> impl Iterator<Item = (Redists, Range<usize>)> {
+        let mut first = 0;
+        self.redists.iter().map(move |&redists| {
+            let end = nr_vcpus.min(first + redists.count as usize);
+            let used = first..end;
+            first = end;
+            (redists, used)
+        })
     }
 
     /// The frame that `address` lies in, and the offset in it.
@@ -319,14 +338,26 @@ mod tests {
             "mixed"
         );
         assert_eq!(place.region(0), Some(region(0, 0x80a_0000, 0)));
-        assert_eq!(place.check(3), Err(Misplaced::Missing));
+        assert_eq!(place.check(3, BITS), Err(Misplaced::Missing));
         place.settle(3);
-        assert_eq!(place.check(3), Ok(()));
+        assert_eq!(place.check(3, BITS), Ok(()));
         assert_eq!(
             place.frame(Ipa::new(0x80a_0000 + 2 * REDIST_STRIDE + 4)),
             Some((Frame::Rd(2), 4))
         );
         assert_eq!(place.frame(Ipa::new(0x80a_0000 + 3 * REDIST_STRIDE)), None);
+    }
+
+    #[test]
+    fn one_piece_grows_with_the_vcpus_and_may_end_too_far() {
+        let mut place = Placement::default();
+        assert_eq!(place.set_dist(Ipa::new(0), BITS), Ok(()));
+        let base = Ipa::new((1 << BITS) - 3 * REDIST_STRIDE);
+        assert_eq!(place.set_redist(base, 1, BITS), Ok(()));
+        for (nr_vcpus, verdict) in [(3, Ok(())), (4, Err(Misplaced::Beyond))] {
+            place.settle(nr_vcpus);
+            assert_eq!(place.check(nr_vcpus, BITS), verdict);
+        }
     }
 
     #[test]
@@ -359,14 +390,18 @@ mod tests {
         );
         assert_eq!(place.region(1), Some(region(1, 0x20_0000, 1)));
         assert_eq!(place.region(2), None);
-        assert_eq!(place.check(3), Err(Misplaced::Missing), "no distributor");
+        assert_eq!(
+            place.check(3, BITS),
+            Err(Misplaced::Missing),
+            "no distributor"
+        );
         assert_eq!(
             place.set_dist(Ipa::new(0x13_0000), BITS),
             Ok(()),
             "found when a vCPU is to run"
         );
-        assert_eq!(place.check(4), Err(Misplaced::Missing));
-        assert_eq!(place.check(3), Err(Misplaced::Overlap));
+        assert_eq!(place.check(4, BITS), Err(Misplaced::Missing));
+        assert_eq!(place.check(3, BITS), Err(Misplaced::Overlap));
         assert_eq!(
             place.frame(Ipa::new(0x20_0000 + 0x1_0100)),
             Some((Frame::Sgi(2), 0x100))
@@ -395,5 +430,12 @@ mod tests {
             [1],
             "the second is empty"
         );
+        let below = [(0x10_0000, 2), (0x24_0000, 2), (0x20_0000, 2)];
+        assert_eq!(
+            lasts(&below, 6),
+            [1, 3],
+            "the third ends where the second begins"
+        );
+        assert_eq!(lasts(&below, 5), [1, 3, 4], "it is not full");
     }
 }

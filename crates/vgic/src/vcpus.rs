@@ -33,6 +33,15 @@ impl VcpuSet {
         }
     }
 
+    /// Adds or removes `vcpu`.
+    pub(crate) const fn set(&mut self, vcpu: usize, member: bool) {
+        if member {
+            self.insert(vcpu);
+        } else {
+            *self = self.without(vcpu);
+        }
+    }
+
     /// This set without `vcpu`: what is left for a caller that sees to itself.
     pub const fn without(mut self, vcpu: usize) -> Self {
         if vcpu < MAX_VCPUS {

@@ -82,8 +82,6 @@ pub(crate) struct VcpuGic {
     pub(crate) loaded: bool,
     /// Something changed since `flush`.
     pub(crate) dirty: bool,
-    /// ICC_CTLR_EL1.EOImode as last seen.
-    pub(crate) eoi_mode: bool,
     /// ICC_DIR_EL1 traps with what is loaded.
     pub(crate) traps_dir: bool,
     /// This redistributor is the last of its region: GICR_TYPER.Last.
@@ -102,6 +100,8 @@ pub struct Vgic {
     pub(crate) eois: IrqSet,
     pub(crate) lpis: Lpis,
     pub(crate) lpi_starts: VcpuSet,
+    /// The vCPUs that have an SPI among their candidates.
+    pub(crate) spi_holders: VcpuSet,
 }
 
 impl Vgic {
@@ -165,6 +165,7 @@ impl Vgic {
             eois: IrqSet::default(),
             lpis: Lpis::default(),
             lpi_starts: VcpuSet::NONE,
+            spi_holders: VcpuSet::NONE,
         })
     }
 
@@ -361,10 +362,12 @@ impl Vgic {
         let active_spi = irq.active && (FIRST_SPI..LPI_BASE).contains(&intid);
         if before != owner {
             for (holder, member) in [(before, false), (owner, true)] {
-                if let Some(holder) =
-                    holder.and_then(|index| self.vcpus.get_mut(usize::from(index)))
-                {
+                let Some(index) = holder.map(usize::from) else {
+                    continue;
+                };
+                if let Some(holder) = self.vcpus.get_mut(index) {
                     holder.set_candidate(intid, member);
+                    self.spi_holders.set(index, holder.candidates.has_spi());
                 }
             }
         }
@@ -416,7 +419,6 @@ impl VcpuGic {
             pendbaser: 0,
             loaded: false,
             dirty: true,
-            eoi_mode: false,
             traps_dir: false,
             last_in_region,
         }

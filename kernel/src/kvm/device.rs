@@ -24,7 +24,7 @@ use umbra_kvm_abi::device::{
 use umbra_kvm_abi::ioctl;
 use umbra_kvm_abi::vgic::{KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, is_valid_nr_irqs};
 use umbra_linux::Errno;
-use umbra_vgic::{Affinity, Attr, AttrError, IccReg, decode_attr, has_register};
+use umbra_vgic::{Affinity, Attr, AttrError, decode_attr, has_register};
 
 pub(super) use others::{vcpu_attr, vm_attr};
 pub(super) use placement::check_before_run;
@@ -108,7 +108,10 @@ pub(super) fn create(
 
 /// Runs `f` while every vCPU is out of KVM_RUN and its registers are in memory. `EBUSY` if one is
 /// in use.
-fn with_all_stopped<R>(vm: &Vm, f: impl FnOnce() -> Result<R, Errno>) -> Result<R, Errno> {
+pub(super) fn with_all_stopped<R>(
+    vm: &Vm,
+    f: impl FnOnce() -> Result<R, Errno>,
+) -> Result<R, Errno> {
     let vcpus = vm.all_vcpus();
     let mut held = alloc::vec::Vec::with_capacity(vcpus.len());
     for vcpu in &vcpus {
@@ -180,7 +183,7 @@ fn has(vm: &Vm, attr: &DeviceAttr) -> Result<(), Errno> {
         | Attr::LineLevel { .. }
         | Attr::MaintIrq => true,
         Attr::Register(frame, offset) => has_register(frame, offset),
-        Attr::SysReg { instr, .. } => IccReg::from_enc(SysReg::from_id(instr)).is_some(),
+        Attr::SysReg { instr, .. } => registers::has_icc(vm, SysReg::from_id(instr)),
     };
     if there { Ok(()) } else { Err(Errno::ENXIO) }
 }

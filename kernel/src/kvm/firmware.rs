@@ -115,8 +115,9 @@ pub(super) fn call(vcpu: &Arc<Vcpu>, state: &mut State, smc: bool) -> Next {
         }
         SmcccAction::Clock { physical } => {
             let ticks = umbra_hw::timer::ticks();
-            let virt = vcpu.vm.counter_offset.load(Ordering::Acquire);
-            let count = ticks.wrapping_sub(if physical { 0 } else { virt });
+            let time = &vcpu.vm.time;
+            let offset = if physical { time.phys() } else { time.virt() };
+            let count = ticks.wrapping_sub(offset);
             let clock = smccc::clock(crate::sys::time::realtime_at(ticks), count);
             state.frame.x[..4].copy_from_slice(&clock);
             Next::Guest

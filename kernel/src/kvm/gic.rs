@@ -36,6 +36,13 @@ pub(super) struct Layout {
     pub(super) created: bool,
 }
 
+impl Layout {
+    /// The maintenance interrupt of a guest hypervisor.
+    pub(super) fn maintenance(&self) -> u32 {
+        self.maint_irq.unwrap_or(MAINTENANCE_PPI)
+    }
+}
+
 /// The GIC of a VM, from "none" to running.
 pub(super) struct Gic {
     pub(super) layout: SpinLock<Layout>,
@@ -46,13 +53,14 @@ pub(super) struct Gic {
     resamples: AtomicBool,
 }
 
-/// A guest hypervisor's GIC maintenance interrupt.
-const MAINTENANCE_PPI: u32 = 25;
+/// A guest hypervisor's GIC maintenance interrupt, unless the VMM says another.
+pub(super) const MAINTENANCE_PPI: u32 = 25;
+
 /// The guest hypervisor's maintenance interrupt joins the timers' lines.
 fn maintenance(lines: &mut Lines, hw: &mut Hw) {
     hw.maintenance = nested::maintenance_line(hw);
-    lines.which |= 1 << MAINTENANCE_PPI;
-    lines.high |= u32::from(hw.maintenance) << MAINTENANCE_PPI;
+    lines.which |= 1 << hw.maintenance_ppi;
+    lines.high |= u32::from(hw.maintenance) << hw.maintenance_ppi;
 }
 
 /// Interrupts where the VMM names no number.
@@ -112,15 +120,6 @@ impl Gic {
         if vm.itses.are_there() {
             vgic.allow_lpis();
         }
-        let nested = vm.is_nested();
-        for vcpu in 0..affinities.len() {
-            for (ppi, physical) in timer::links(nested) {
-                // Nobody runs yet: nobody is to be kicked.
-                let _ = vgic
-                    .link_physical(vcpu, ppi, Some(physical))
-                    .map_err(|_| Errno::EINVAL)?;
-            }
-        }
         *self.vgic.lock() = Some(vgic);
         self.ready.store(true, Ordering::Release);
         // Irqfds may have come before.
@@ -141,15 +140,18 @@ impl Gic {
         Some(result)
     }
 
-    /// After a change between virtual EL2 and its guest: which timers hardware drives.
+    /// Before the first run, and after a change between virtual EL2 and its guest: which timers hardware drives.
     pub(super) fn relink_timers(&self, vcpu: &Vcpu) {
-        let (index, virtual_el2) = (vcpu.index(), vcpu.hw.lock().virtual_el2);
+        let (index, virtual_el2, ppis) = {
+            let hw = vcpu.hw.lock();
+            (vcpu.index(), hw.virtual_el2, hw.ppis)
+        };
         if let Some(vgic) = self.vgic.lock().as_mut() {
             // Nothing is in a list register now: nobody is to be kicked.
-            for (ppi, _) in timer::links(!virtual_el2) {
+            for (ppi, _) in timer::links(&ppis, !virtual_el2) {
                 let _ = vgic.link_physical(index, ppi, None);
             }
-            for (ppi, physical) in timer::links(virtual_el2) {
+            for (ppi, physical) in timer::links(&ppis, virtual_el2) {
                 let _ = vgic.link_physical(index, ppi, Some(physical));
             }
         }
@@ -172,6 +174,7 @@ impl Gic {
         }
         let index = vcpu.index();
         let mut hw = vcpu.hw.lock();
+        timer::remind_hardware(&mut hw);
         let mut lines = timer::lines(vcpu, &hw);
         vcpu.timers_high.store(lines.high, Ordering::Relaxed);
         if nested::routes_interrupts(&hw) {
@@ -182,7 +185,6 @@ impl Gic {
             maintenance(&mut lines, &mut hw);
         }
         let mut kicks = loaded::sync_interface(vcpu, &mut hw);
-        let vmcr = hw.cpuif.vmcr;
         let flushed = {
             let mut vgic = self.vgic.lock();
             let Some(vgic) = vgic.as_mut() else {
@@ -190,22 +192,22 @@ impl Gic {
             };
             // Our own vCPU: what it changes is in the flush below.
             let _ = vgic.set_levels(index, lines.which, lines.high);
-            let flushed = vgic.flush(index, vmcr, &mut hw.lrs);
+            let flushed = vgic.flush(index, &mut hw.lrs);
             for vcpu in flushed.kicks.iter() {
                 kicks.insert(vcpu);
             }
             flushed
         };
         loaded::load_lrs(&mut hw, flushed.hcr.with_en(true).into_bits());
-        for (ppi, physical) in timer::links(hw.virtual_el2) {
+        for (ppi, physical) in timer::links(&hw.ppis, hw.virtual_el2) {
             if flushed.linked.linked & 1 << ppi != 0 {
                 umbra_hw::gic::set_private_active(physical, flushed.linked.active & 1 << ppi != 0);
             }
         }
-        let is_nested = hw.nested;
+        let is_watched = hw.nested || lines.alarm.is_some();
         drop(hw);
         deliver(&vcpu.vm, kicks.without(index));
-        if is_nested {
+        if is_watched {
             timer::watch(vcpu, &lines);
         }
         false
@@ -227,11 +229,11 @@ impl Gic {
     /// its interrupts waits matters.
     fn refresh_above(&self, vcpu: &Vcpu, mut lines: Lines) -> bool {
         let index = vcpu.index();
-        let (vmcr, ended) = {
+        let (vmcr, ended, ppis) = {
             let mut hw = vcpu.hw.lock();
             let ended = nested::collect(&mut hw);
             maintenance(&mut lines, &mut hw);
-            (hw.cpuif.vmcr, ended)
+            (hw.cpuif.vmcr, ended, hw.ppis)
         };
         // Before the lines: an interrupt that is still active would not be pending.
         ended.deliver(vcpu);
@@ -245,7 +247,7 @@ impl Gic {
         let Some((pending, linked)) = answer else {
             return false;
         };
-        for (ppi, physical) in timer::links(false) {
+        for (ppi, physical) in timer::links(&ppis, false) {
             if linked.linked & (1 << ppi) != 0 {
                 umbra_hw::gic::set_private_active(physical, linked.active & (1 << ppi) != 0);
             }

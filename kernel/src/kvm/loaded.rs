@@ -73,7 +73,7 @@ pub(super) fn load(vcpu: &Arc<Vcpu>) {
     {
         // A VMM may have moved the guest's counter since.
         let hw = vcpu.hw.lock();
-        if hw.regs.hw.is_loaded_here() && hw.cntvoff == timer::hardware_offset(vcpu, &hw) {
+        if hw.regs.hw.is_loaded_here() && !timer::has_new_offset(vcpu, &hw) {
             return;
         }
     }
@@ -89,9 +89,9 @@ fn load_anew(vcpu: &Arc<Vcpu>) {
     *LOADED[cpu].lock() = Some(vcpu.clone());
     let vttbr = {
         let mut hw = vcpu.hw.lock();
+        timer::adopt_offsets(vcpu, &mut hw);
         let machine = machine(vcpu, &hw, &nested::wishes(&hw));
         hw.regs.hw.load(&machine);
-        hw.cntvoff = machine.cntvoff;
         load_interface(&mut hw);
         hw.vttbr
     };
@@ -131,8 +131,8 @@ pub(super) fn machine(vcpu: &Vcpu, hw: &Hw, wishes: &Loaded) -> Machine {
         vtcr: vm.machine.vtcr(bits),
         vmpidr,
         vpidr,
-        cntvoff: timer::hardware_offset(vcpu, hw),
-        traps: nested::traps(wishes),
+        cntvoff: hw.cntvoff,
+        traps: nested::traps(hw, wishes),
         pauth: has_pauth(),
         deferred: has_ras().then(|| nested::deferred(hw)),
         virtual_el2: hw.virtual_el2,

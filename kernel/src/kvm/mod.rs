@@ -40,6 +40,7 @@ mod stage1;
 mod stats;
 mod sysreg;
 mod system;
+mod time;
 mod timer;
 mod user_lines;
 mod vcpu;

@@ -5,7 +5,6 @@
 //! keeps once a VM (ID registers, firmware registers, the counter's offset) is kept once a VM here.
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
 
 use umbra_abort::World;
 use umbra_arm64::Hva;
@@ -22,9 +21,9 @@ use umbra_linux::Errno;
 use zerocopy::IntoBytes;
 
 use super::sysreg::shown_id_regs;
-use super::vcpu::{State, Vcpu, request};
+use super::vcpu::{State, Vcpu};
 use super::vm::abi;
-use super::{nested, pmu};
+use super::{nested, pmu, time, timer};
 use super::{read_struct, write_struct};
 use crate::mm::Mm;
 
@@ -319,40 +318,38 @@ fn ccsidr(state: &State, select: u8) -> u64 {
     cache::ccsidr(clidr, ctr, select.into()).unwrap_or(0)
 }
 
-/// Control, compare value and offset of the timer that `timer` is a part of.
-fn timer_parts(vcpu: &Vcpu, timer: TimerId) -> (Reg, Reg, u64) {
+/// The control register of the timer that `timer` is a part of, and whether it is the virtual one.
+fn timer_parts(timer: TimerId) -> (Reg, bool) {
     match timer {
-        TimerId::VirtCtl | TimerId::VirtCval | TimerId::VirtCount => {
-            let offset = vcpu.vm.counter_offset.load(Ordering::Acquire);
-            (Reg::CntvCtlEl0, Reg::CntvCvalEl0, offset)
-        }
-        TimerId::PhysCtl | TimerId::PhysCval | TimerId::PhysCount => {
-            (Reg::CntpCtlEl0, Reg::CntpCvalEl0, 0)
-        }
+        TimerId::VirtCtl | TimerId::VirtCval | TimerId::VirtCount => (Reg::CntvCtlEl0, true),
+        TimerId::PhysCtl | TimerId::PhysCval | TimerId::PhysCount => (Reg::CntpCtlEl0, false),
     }
 }
 
 fn read_timer(vcpu: &Vcpu, timer: TimerId) -> u64 {
-    let (ctl, cval, offset) = timer_parts(vcpu, timer);
-    let count = umbra_hw::timer::ticks().wrapping_sub(offset);
-    let hw = vcpu.hw.lock();
+    let (ctl, is_virtual) = timer_parts(timer);
+    let now = umbra_hw::timer::ticks();
+    let mut hw = vcpu.hw.lock();
+    timer::adopt_offsets(vcpu, &mut hw);
+    let (count, cval) = if is_virtual {
+        let count = now.wrapping_sub(vcpu.vm.time.virt());
+        (count, hw.regs.get_any(Reg::CntvCvalEl0))
+    } else {
+        (timer::physical_count(&hw, now), timer::physical_cval(&hw))
+    };
     match timer {
         TimerId::VirtCtl | TimerId::PhysCtl => {
             // ISTATUS of a disabled timer is UNKNOWN; like Linux, say whether its time has come.
-            let due = if hw.regs.get_any(cval) <= count {
-                TIMER_ISTATUS
-            } else {
-                0
-            };
+            let due = if cval <= count { TIMER_ISTATUS } else { 0 };
             hw.regs.get_any(ctl) & (TIMER_ENABLE | TIMER_IMASK) | due
         }
-        TimerId::VirtCval | TimerId::PhysCval => hw.regs.get_any(cval),
+        TimerId::VirtCval | TimerId::PhysCval => cval,
         TimerId::VirtCount | TimerId::PhysCount => count,
     }
 }
 
 fn write_timer(vcpu: &Vcpu, timer: TimerId, value: u64) {
-    let (ctl, cval, _) = timer_parts(vcpu, timer);
+    let (ctl, is_virtual) = timer_parts(timer);
     match timer {
         TimerId::VirtCtl | TimerId::PhysCtl => {
             vcpu.hw
@@ -360,16 +357,12 @@ fn write_timer(vcpu: &Vcpu, timer: TimerId, value: u64) {
                 .regs
                 .set(ctl, value & (TIMER_ENABLE | TIMER_IMASK));
         }
-        TimerId::VirtCval | TimerId::PhysCval => vcpu.hw.lock().regs.set_any(cval, value),
-        TimerId::VirtCount => {
-            let offset = umbra_hw::timer::ticks().wrapping_sub(value);
-            vcpu.vm.counter_offset.store(offset, Ordering::Release);
-            // CNTVOFF_EL2 is loaded with a vCPU. One that runs leaves the guest and is loaded again.
-            for other in vcpu.vm.all_vcpus() {
-                other.kick(request::GIC);
-            }
+        TimerId::VirtCval => vcpu.hw.lock().regs.set_any(Reg::CntvCvalEl0, value),
+        TimerId::PhysCval => {
+            let mut hw = vcpu.hw.lock();
+            timer::adopt_offsets(vcpu, &mut hw);
+            timer::set_physical_cval(&mut hw, value);
         }
-        // The guest reads the machine's counter, which has no offset (docs/abi.md).
-        TimerId::PhysCount => {}
+        TimerId::VirtCount | TimerId::PhysCount => time::set_counter(&vcpu.vm, is_virtual, value),
     }
 }

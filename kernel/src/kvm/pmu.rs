@@ -312,6 +312,11 @@ impl VcpuPmu {
         Ok(())
     }
 
+    /// Its overflow interrupt, if the VMM said which.
+    pub(super) fn irq(&self) -> Option<u32> {
+        self.irq
+    }
+
     fn initialise(&mut self, vm: &Vm) -> Result<(), Errno> {
         if vm.gic.layout.lock().created {
             if !vm.gic.is_initialised() {

@@ -156,6 +156,7 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
         }
         device::check_before_run(&vcpu.vm)?;
         pmu::check(vcpu, &mut state)?;
+        settle_timers(vcpu, &state)?;
         vcpu.hw.lock().settle_traps(&mut state);
         state.started = true;
     }
@@ -210,6 +211,27 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
             unreachable!("the loop ends for the VMM only")
         }
     }
+}
+
+/// The interrupts of the timers become what they stay. `EINVAL`: two of a vCPU's devices share one.
+fn settle_timers(vcpu: &Vcpu, state: &State) -> Result<(), Errno> {
+    let vm = &vcpu.vm;
+    if !state.has_gic {
+        return Ok(());
+    }
+    let nested = vm.is_nested();
+    let maintenance = vm.gic.layout.lock().maintenance();
+    let pmu = state.pmu.as_ref().and_then(|pmu| pmu.irq());
+    let ppis = vm
+        .time
+        .settle(nested, &[pmu, nested.then_some(maintenance)])?;
+    {
+        let mut hw = vcpu.hw.lock();
+        hw.ppis = ppis;
+        hw.maintenance_ppi = maintenance;
+    }
+    vm.gic.relink_timers(vcpu);
+    Ok(())
 }
 
 /// A VM without a GIC in the kernel: its ID registers show none, and the CPU interface's registers

@@ -14,7 +14,7 @@ use umbra_vgic::SgiRegister;
 use super::exit::{read_x, skip, write_x};
 use super::run::Next;
 use super::vcpu::{State, Vcpu, request};
-use super::{debug, inject, nested, pmu};
+use super::{debug, inject, nested, pmu, timer};
 
 /// What a vCPU with these features sees in its ID registers.
 pub(super) fn shown_id_regs(features: VcpuFeatures) -> IdRegs {
@@ -135,13 +135,14 @@ fn emulate(
                 write_x(state, rt, 7);
             }
         }
-        Emulated::Timer(register) => return timer(vcpu, state, register, read, rt, value),
+        Emulated::Timer(register) => return timer_register(vcpu, state, register, read, rt, value),
     }
     true
 }
 
-/// The timers are the guest's own; only a name that traps all the same comes here.
-fn timer(
+/// The timers are the guest's own; what comes here is one whose counter is not the machine's (`timer`), or a name that
+/// traps all the same.
+fn timer_register(
     vcpu: &Arc<Vcpu>,
     state: &mut State,
     register: TimerReg,
@@ -150,14 +151,11 @@ fn timer(
     value: u64,
 ) -> bool {
     let now = umbra_hw::timer::ticks();
-    let virt = now.wrapping_sub(
-        vcpu.vm
-            .counter_offset
-            .load(core::sync::atomic::Ordering::Acquire),
-    );
     let mut hw = vcpu.hw.lock();
+    let virt = now.wrapping_sub(hw.cntvoff);
+    let phys = timer::physical_count(&hw, now);
     let (reg, tval_base) = match register {
-        TimerReg::CntpTval => (Reg::CntpCvalEl0, Some(now)),
+        TimerReg::CntpTval => (Reg::CntpCvalEl0, Some(phys)),
         TimerReg::CntvTval => (Reg::CntvCvalEl0, Some(virt)),
         TimerReg::CntpCval => (Reg::CntpCvalEl0, None),
         TimerReg::CntvCval => (Reg::CntvCvalEl0, None),
@@ -167,13 +165,17 @@ fn timer(
             drop(hw);
             if read {
                 let physical = matches!(register, TimerReg::Cntpct | TimerReg::CntpctSs);
-                write_x(state, rt, if physical { now } else { virt });
+                write_x(state, rt, if physical { phys } else { virt });
             }
             return read;
         }
     };
     if read {
-        let stored = hw.regs.get_any(reg);
+        let stored = if reg == Reg::CntpCvalEl0 {
+            timer::physical_cval(&hw)
+        } else {
+            hw.regs.get_any(reg)
+        };
         drop(hw);
         write_x(
             state,
@@ -184,7 +186,11 @@ fn timer(
         let value = tval_base.map_or(value, |base| {
             base.wrapping_add(value as u32 as i32 as i64 as u64)
         });
-        hw.regs.set_any(reg, value);
+        if reg == Reg::CntpCvalEl0 {
+            timer::set_physical_cval(&mut hw, value);
+        } else {
+            hw.regs.set_any(reg, value);
+        }
         drop(hw);
         vcpu.kick(request::GIC);
     }

@@ -72,6 +72,8 @@ pub(super) fn extension(number: u64, vm: Option<&Arc<Vm>>) -> u64 {
             vm.map_or(0, |vm| vm.options.lock().split_chunk)
         }
         cap::KVM_CAP_ARM_SUPPORTED_BLOCK_SIZES => BLOCK_SIZES,
+        // Not where EL2's counters would need it (docs/abi.md).
+        cap::KVM_CAP_COUNTER_OFFSET => u64::from(vm.is_none_or(|vm| !vm.is_nested())),
         cap::KVM_CAP_MSI_DEVID => vm.map_or(0, |vm| vm.itses.are_there().into()),
         cap::KVM_CAP_SYNC_MMU
         | cap::KVM_CAP_SIGNAL_MSI

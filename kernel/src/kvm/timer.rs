@@ -6,9 +6,10 @@ use core::sync::atomic::Ordering;
 
 use umbra_arm64::sysreg::Reg;
 use umbra_hw::sabotage::{Safeguard, left_out};
-use umbra_hw::timer::{HYP_TIMER_PPI, HYP_VIRT_TIMER_PPI, PHYS_TIMER_PPI, VIRT_TIMER_PPI};
+use umbra_hw::timer::{PHYS_TIMER_PPI, VIRT_TIMER_PPI};
 
 use super::gic::deliver;
+use super::time::Ppis;
 use super::vcpu::{Hw, Vcpu, request};
 use super::{loaded, nested};
 
@@ -42,10 +43,75 @@ impl Timer {
         }
     }
 
-    /// When it fires, in ticks of the machine's counter; `None` if it does not.
-    fn due(&self) -> Option<u64> {
-        (self.ctl & (ENABLE | IMASK) == ENABLE).then(|| self.cval.saturating_add(self.offset))
+    /// When it fires, in ticks of the machine's counter, which shows `now`; `None` if it does not.
+    fn due(&self, now: u64) -> Option<u64> {
+        (self.ctl & (ENABLE | IMASK) == ENABLE).then(|| machine_time(self.cval, self.offset, now))
     }
+}
+
+/// When a counter that lags `offset` ticks behind the machine's, which shows `now`, reaches `cval`: at once
+/// if it has passed it. A counter may be ahead (the offset wraps), and it may be set to any value.
+fn machine_time(cval: u64, offset: u64, now: u64) -> u64 {
+    let left = cval.saturating_sub(now.wrapping_sub(offset));
+    now.saturating_add(left)
+}
+
+/// The physical timer of a vCPU whose physical counter lags behind the machine's. Hardware still drives it,
+/// by a compare value of the machine's counter; the guest's accesses trap (CNTHCTL_EL2), as it has another one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Shifted {
+    /// In ticks; 0: hardware's registers are the guest's.
+    offset: u64,
+    /// CNTP_CVAL_EL0 as the guest sees it, unless the offset is 0.
+    cval: u64,
+}
+
+/// Takes the offsets of what runs over. The vCPU's registers are in memory, or are about to be loaded.
+pub(super) fn adopt_offsets(vcpu: &Vcpu, hw: &mut Hw) {
+    hw.cntvoff = hardware_offset(vcpu, hw);
+    let offset = vcpu.vm.time.phys();
+    if offset == hw.shifted.offset {
+        return;
+    }
+    let cval = physical_cval(hw);
+    hw.shifted.offset = offset;
+    set_physical_cval(hw, cval);
+}
+
+/// Whether a new offset waits to be taken over.
+pub(super) fn has_new_offset(vcpu: &Vcpu, hw: &Hw) -> bool {
+    vcpu.vm.time.phys() != hw.shifted.offset || hardware_offset(vcpu, hw) != hw.cntvoff
+}
+
+/// Whether the guest must not reach hardware's physical counter and timer.
+pub(super) fn is_shifted(hw: &Hw) -> bool {
+    hw.shifted.offset != 0
+}
+
+/// What the physical counter says to the guest, when the machine's shows `now`.
+pub(super) fn physical_count(hw: &Hw, now: u64) -> u64 {
+    now.wrapping_sub(hw.shifted.offset)
+}
+
+/// CNTP_CVAL_EL0 as the guest sees it.
+pub(super) fn physical_cval(hw: &Hw) -> u64 {
+    if is_shifted(hw) {
+        hw.shifted.cval
+    } else {
+        hw.regs.get_any(Reg::CntpCvalEl0)
+    }
+}
+
+/// Sets it.
+pub(super) fn set_physical_cval(hw: &mut Hw, cval: u64) {
+    let offset = hw.shifted.offset;
+    hw.shifted.cval = cval;
+    let machines = if offset == 0 {
+        cval
+    } else {
+        machine_time(cval, offset, umbra_hw::timer::ticks())
+    };
+    hw.regs.set_any(Reg::CntpCvalEl0, machines);
 }
 
 /// Calls `each` for the timers of a vCPU. At virtual EL2 the hardware's are EL2's own, whose counters
@@ -55,47 +121,42 @@ fn for_each(vcpu: &Vcpu, hw: &Hw, mut each: impl FnMut(Timer)) {
     let offset = if hw.nested {
         hw.regs.get(Reg::CntvoffEl2)
     } else {
-        vcpu.vm.counter_offset.load(Ordering::Acquire)
+        vcpu.vm.time.virt()
     };
     let virt = (Reg::CntvCtlEl0, Reg::CntvCvalEl0);
     let phys = (Reg::CntpCtlEl0, Reg::CntpCvalEl0);
-    each(Timer::read(hw, VIRT_TIMER_PPI, virt, offset));
-    each(Timer::read(hw, PHYS_TIMER_PPI, phys, 0));
+    each(Timer::read(hw, hw.ppis.virt, virt, offset));
+    each(Timer::read(hw, hw.ppis.phys, phys, 0));
     if hw.nested {
         let virt = (Reg::CnthvCtlEl2, Reg::CnthvCvalEl2);
         let phys = (Reg::CnthpCtlEl2, Reg::CnthpCvalEl2);
-        each(Timer::read(hw, HYP_VIRT_TIMER_PPI, virt, 0));
-        each(Timer::read(hw, HYP_TIMER_PPI, phys, 0));
+        each(Timer::read(hw, hw.ppis.hyp_virt, virt, 0));
+        each(Timer::read(hw, hw.ppis.hyp, phys, 0));
     }
 }
 
 /// CNTVOFF_EL2 for what runs: the VM's, nothing at virtual EL2, its choice for what it runs.
 pub(super) fn hardware_offset(vcpu: &Vcpu, hw: &Hw) -> u64 {
     match (hw.nested, hw.virtual_el2) {
-        (false, _) => vcpu.vm.counter_offset.load(Ordering::Acquire),
+        (false, _) => vcpu.vm.time.virt(),
         (true, true) => 0,
         (true, false) => hw.regs.get(Reg::CntvoffEl2),
     }
 }
 
 /// The virtual interrupts that hardware timers drive, and the physical ones behind them.
-pub(super) const fn links(virtual_el2: bool) -> [(u32, u32); 2] {
-    if virtual_el2 {
-        [
-            (HYP_VIRT_TIMER_PPI, VIRT_TIMER_PPI),
-            (HYP_TIMER_PPI, PHYS_TIMER_PPI),
-        ]
+pub(super) const fn links(ppis: &Ppis, virtual_el2: bool) -> [(u32, u32); 2] {
+    let (virt, phys) = if virtual_el2 {
+        (ppis.hyp_virt, ppis.hyp)
     } else {
-        [
-            (VIRT_TIMER_PPI, VIRT_TIMER_PPI),
-            (PHYS_TIMER_PPI, PHYS_TIMER_PPI),
-        ]
-    }
+        (ppis.virt, ppis.phys)
+    };
+    [(virt, VIRT_TIMER_PPI), (phys, PHYS_TIMER_PPI)]
 }
 
 /// The PPIs that hardware's own timers drive, by bit.
-const fn driven(virtual_el2: bool) -> u32 {
-    let [(one, _), (other, _)] = links(virtual_el2);
+const fn driven(hw: &Hw) -> u32 {
+    let [(one, _), (other, _)] = links(&hw.ppis, hw.virtual_el2);
     1 << one | 1 << other
 }
 
@@ -118,7 +179,7 @@ pub(super) struct Lines {
 pub(super) fn lines(vcpu: &Vcpu, hw: &Hw) -> Lines {
     const ASKED: u64 = ENABLE | IMASK | ISTATUS;
     let now = umbra_hw::timer::ticks();
-    let driven = driven(hw.virtual_el2);
+    let driven = driven(hw);
     let in_hardware = if hw.regs.hw.is_loaded_here() {
         driven
     } else {
@@ -128,7 +189,7 @@ pub(super) fn lines(vcpu: &Vcpu, hw: &Hw) -> Lines {
     for_each(vcpu, hw, |timer| {
         let bit = 1 << timer.ppi;
         lines.which |= bit;
-        let due = timer.due();
+        let due = timer.due(now);
         let level = if in_hardware & bit != 0 {
             timer.ctl & ASKED == ENABLE | ISTATUS
         } else {
@@ -136,11 +197,32 @@ pub(super) fn lines(vcpu: &Vcpu, hw: &Hw) -> Lines {
         };
         if level {
             lines.high |= bit;
-        } else if driven & bit == 0 {
+        } else if driven & bit == 0 || is_ahead(timer.offset) {
             lines.alarm = [lines.alarm, due].into_iter().flatten().min();
         }
     });
     lines
+}
+
+/// Whether a counter is ahead of the machine's: a VMM restored a guest that is older than the machine, or a
+/// guest hypervisor did. Its timer traps where it can, and umbra watches it too ([`remind_hardware`]).
+pub(super) fn is_ahead(offset: u64) -> bool {
+    offset >> 63 != 0 && !left_out(Safeguard::CounterAhead)
+}
+
+/// QEMU adds compare value and offset, and takes a sum that wraps for "never". Written again when its time has
+/// come, the compare value is compared, and the timer fires as it should.
+pub(super) fn remind_hardware(hw: &mut Hw) {
+    let offset = hw.cntvoff;
+    if !is_ahead(offset) || hw.virtual_el2 || !hw.regs.hw.is_loaded_here() {
+        return;
+    }
+    let now = umbra_hw::timer::ticks();
+    let ctl = hw.regs.get(Reg::CntvCtlEl0);
+    let cval = hw.regs.get(Reg::CntvCvalEl0);
+    if ctl & (ENABLE | ISTATUS) == ENABLE && machine_time(cval, offset, now) <= now {
+        hw.regs.set(Reg::CntvCvalEl0, cval);
+    }
 }
 
 /// After an exit: the guest may have put off or masked a timer whose interrupt lies pending in a list
@@ -164,9 +246,10 @@ pub(super) fn deadline(vcpu: &Vcpu, hw: &Hw) -> Option<u64> {
     if left_out(Safeguard::WaitDeadline) {
         return None;
     }
+    let now = umbra_hw::timer::ticks();
     let mut first: Option<u64> = None;
     for_each(vcpu, hw, |timer| {
-        first = [first, timer.due()].into_iter().flatten().min();
+        first = [first, timer.due(now)].into_iter().flatten().min();
     });
     Some(umbra_hw::timer::ticks_to_ns(first?).saturating_add(1))
 }
@@ -219,8 +302,8 @@ pub(super) fn control(hw: &Hw, reg: Reg) -> Option<u64> {
     Some(set | if met { ISTATUS } else { 0 })
 }
 
-/// At virtual EL2 no hardware timer watches EL1's, and elsewhere none virtual EL2's: sets an alarm for
-/// the first of them. One that is due since the lines were looked at fires at once.
+/// At virtual EL2 no hardware timer watches EL1's, and elsewhere none virtual EL2's, nor surely one whose counter
+/// is ahead: sets an alarm for the first of them. One that is due since the lines were looked at fires at once.
 pub(super) fn watch(vcpu: &Vcpu, lines: &Lines) {
     let at = |due| umbra_hw::timer::ticks_to_ns(due).saturating_add(1);
     vcpu.set_alarm(lines.alarm.map(at));

@@ -19,11 +19,14 @@ const PHYS_TIMER: u64 = 1 << 1;
 const PMU: u64 = 1 << 2;
 
 fn levels(vcpu: &Vcpu, state: &State) -> u64 {
-    let lines = timer::lines(vcpu, &vcpu.hw.lock());
+    let (lines, ppis) = {
+        let hw = vcpu.hw.lock();
+        (timer::lines(vcpu, &hw), hw.ppis)
+    };
     let high = |ppi: u32| lines.high >> ppi & 1 != 0;
     let bit = |bit: u64, set: bool| if set { bit } else { 0 };
-    bit(VIRT_TIMER, high(VIRT_TIMER_PPI))
-        | bit(PHYS_TIMER, high(PHYS_TIMER_PPI))
+    bit(VIRT_TIMER, high(ppis.virt))
+        | bit(PHYS_TIMER, high(ppis.phys))
         | bit(PMU, state.pmu.as_ref().is_some_and(|pmu| pmu.line()))
 }
 

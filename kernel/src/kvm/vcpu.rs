@@ -32,6 +32,8 @@ use umbra_vgic::{CpuIf, LrFile};
 use super::mmio::PendingMmio;
 use super::regs::Registers;
 use super::stats::{StatsFile, VcpuStats};
+use super::time::Ppis;
+use super::timer::Shifted;
 use super::vm::{Open, Vm, abi};
 use super::{loaded, read_struct, run, system, write_struct};
 use crate::file::{Call, File};
@@ -119,6 +121,10 @@ pub(super) struct Hw {
     pub(super) midr: u64,
     /// CNTVOFF_EL2 it was last loaded with.
     pub(super) cntvoff: u64,
+    /// The physical timer, if its counter is not the machine's.
+    pub(super) shifted: Shifted,
+    /// The timers' interrupts.
+    pub(super) ppis: Ppis,
     /// How often it was put away.
     pub(super) puts: u64,
     /// At virtual EL2, or at EL0 under its TGE: the EL1 registers in hardware are EL2's.
@@ -131,6 +137,8 @@ pub(super) struct Hw {
     pub(super) below: super::nested::Below,
     /// The line of a guest hypervisor's maintenance interrupt, as its GIC was last told.
     pub(super) maintenance: bool,
+    /// That interrupt, 16 to 31.
+    pub(super) maintenance_ppi: u32,
     /// Which controls a guest hypervisor has.
     pub(super) masks: Masks,
     /// What umbra traps: of a plain guest or what a guest hypervisor runs, and of virtual EL2.
@@ -253,12 +261,15 @@ impl Vcpu {
                     ich_hcr: 0,
                     midr: umbra_hw::idregs::read(0, 0),
                     cntvoff: 0,
+                    shifted: Shifted::default(),
+                    ppis: Ppis::default(),
                     puts: 0,
                     virtual_el2: false,
                     nested: false,
                     shadow: None,
                     below: super::nested::Below::default(),
                     maintenance: false,
+                    maintenance_ppi: super::gic::MAINTENANCE_PPI,
                     masks: Masks::default(),
                     own: <[Own; 2]>::default(),
                     vttbr: vm.vttbr(),
@@ -381,6 +392,10 @@ impl Vcpu {
             // MDCR_EL2.HPMN would divide the counters (docs/abi.md).
             return Err(Errno::EINVAL);
         }
+        if features.has(KVM_ARM_VCPU_HAS_EL2) && self.vm.time.is_set() {
+            // EL2's counters have no offset (docs/abi.md).
+            return Err(Errno::EINVAL);
+        }
         let mut state = self.state.lock();
         {
             let mut options = self.vm.options.lock();
@@ -435,6 +450,7 @@ impl Vcpu {
             &self.identity(state.id_regs.get(SysReg::MIDR_EL1)),
             &state.features,
         );
+        hw.shifted = Shifted::default();
         hw.cpuif = CpuIf::default();
         hw.maintenance = false;
         let left = hw.shadow.take();

@@ -23,7 +23,8 @@ use umbra_kvm_abi::reg::RegMaskRange;
 use umbra_kvm_abi::smccc::Services;
 use umbra_kvm_abi::smccc_filter::SmcccFilter;
 use umbra_kvm_abi::vcpu::{
-    EnableCap, KVM_ARM_TARGET_GENERIC_V8, KVM_ARM_VCPU_HAS_EL2, VcpuFeatures, VcpuInit,
+    CounterOffset, EnableCap, KVM_ARM_TARGET_GENERIC_V8, KVM_ARM_VCPU_HAS_EL2, VcpuFeatures,
+    VcpuInit,
 };
 use umbra_linux::Errno;
 use umbra_linux::vma::{Span, USER_END};
@@ -35,6 +36,7 @@ use super::its::Itses;
 use super::memory::{Machine, Memory};
 use super::routing::Routes;
 use super::slots::{Slot, SlotError};
+use super::time::VmTime;
 use super::vcpu::{Vcpu, VcpuFile};
 use super::{dirty, errno, loaded, read_struct, system, write_struct};
 use crate::file::{Call, File};
@@ -84,8 +86,8 @@ pub(super) struct Vm {
     pub(super) itses: Itses,
     /// The ID registers, once the VMM set one: then all vCPUs have these (`onereg::adopt_id_regs`).
     pub(super) id_regs: SpinLock<Option<IdRegs>>,
-    /// CNTVOFF_EL2 of every vCPU, in ticks.
-    pub(super) counter_offset: AtomicU64,
+    /// Its counters and its timers' interrupts.
+    pub(super) time: VmTime,
     /// The performance counters that its vCPUs may have.
     pub(super) pmu: SpinLock<super::pmu::VmPmu>,
     /// Index + 1 of the vCPU that ran last on each CPU.
@@ -162,8 +164,7 @@ impl Vm {
             routes: Routes::new(),
             itses: Itses::new(),
             id_regs: SpinLock::new("vm id registers", 106, None),
-            // The virtual counter starts at zero, as on Linux.
-            counter_offset: AtomicU64::new(umbra_hw::timer::ticks()),
+            time: VmTime::new(),
             pmu: SpinLock::new("vm pmu", 111, super::pmu::VmPmu::default()),
             last_ran: [const { AtomicUsize::new(0) }; MAX_CPUS],
             mm: mm.clone(),
@@ -407,6 +408,9 @@ impl File for VmFile {
             r if r == raw(ioctl::KVM_SET_GSI_ROUTING) => vm.routes.set(&mm, arg),
             r if r == raw(ioctl::KVM_ARM_GET_REG_WRITABLE_MASKS) => {
                 super::onereg::writable_masks(&mm, &read_struct::<RegMaskRange>(&mm, arg)?)
+            }
+            r if r == raw(ioctl::KVM_ARM_SET_COUNTER_OFFSET) => {
+                super::time::set_offset(vm, &read_struct::<CounterOffset>(&mm, arg)?)
             }
             r if r == raw(ioctl::KVM_IRQFD) => {
                 super::gic::irqfd(vm, call, &read_struct::<IrqFd>(&mm, arg)?).map(|()| 0)

@@ -13,15 +13,15 @@ use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
 pub(super) const DIST: u64 = 0x0800_0000;
 pub(super) const REDIST: u64 = 0x080a_0000;
 
-const ADDR: u32 = kvm::KVM_DEV_ARM_VGIC_GRP_ADDR;
+pub(super) const ADDR: u32 = kvm::KVM_DEV_ARM_VGIC_GRP_ADDR;
 const CTRL: u32 = kvm::KVM_DEV_ARM_VGIC_GRP_CTRL;
 const NR_IRQS: u32 = kvm::KVM_DEV_ARM_VGIC_GRP_NR_IRQS;
-const DIST_REGS: u32 = kvm::KVM_DEV_ARM_VGIC_GRP_DIST_REGS;
-const REDIST_REGS: u32 = kvm::KVM_DEV_ARM_VGIC_GRP_REDIST_REGS;
-const CPU_SYSREGS: u32 = kvm::KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS;
-const ADDR_DIST: u64 = kvm::KVM_VGIC_V3_ADDR_TYPE_DIST as u64;
-const ADDR_REDIST: u64 = kvm::KVM_VGIC_V3_ADDR_TYPE_REDIST as u64;
-const ADDR_REGION: u64 = kvm::KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION as u64;
+pub(super) const DIST_REGS: u32 = kvm::KVM_DEV_ARM_VGIC_GRP_DIST_REGS;
+pub(super) const REDIST_REGS: u32 = kvm::KVM_DEV_ARM_VGIC_GRP_REDIST_REGS;
+pub(super) const CPU_SYSREGS: u32 = kvm::KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS;
+pub(super) const ADDR_DIST: u64 = kvm::KVM_VGIC_V3_ADDR_TYPE_DIST as u64;
+pub(super) const ADDR_REDIST: u64 = kvm::KVM_VGIC_V3_ADDR_TYPE_REDIST as u64;
+pub(super) const ADDR_REGION: u64 = kvm::KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION as u64;
 const INIT: u64 = kvm::KVM_DEV_ARM_VGIC_CTRL_INIT as u64;
 
 /// A VGICv3.
@@ -65,11 +65,11 @@ impl Gic {
             .map(drop)
     }
 
-    fn get(&self, group: u32, attr: u64) -> Answer<u64> {
+    pub(super) fn get(&self, group: u32, attr: u64) -> Answer<u64> {
         self.call(abi::GET_DEVICE_ATTR, group, attr, 0)
     }
 
-    fn has(&self, group: u32, attr: u64) -> Answer<()> {
+    pub(super) fn has(&self, group: u32, attr: u64) -> Answer<()> {
         self.call(abi::HAS_DEVICE_ATTR, group, attr, 0).map(drop)
     }
 

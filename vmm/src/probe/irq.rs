@@ -27,12 +27,12 @@ fn store(asm: &mut Asm, at: u64, value: u64) {
 /// Sets the GIC up for the interrupts of these checks; then reports each that WFI ends with. The
 /// interrupts stay masked in PSTATE: WFI wakes all the same, and no vector is needed.
 fn listener() -> Asm {
-    listening_to(|_| ())
+    listening_to(Listening::Asleep, |_| ())
 }
 
 /// The same, with these tables for LPIs.
 pub(super) fn lpi_listener(properties: u64, pending: u64) -> Asm {
-    listening_to(|asm| {
+    listening_to(Listening::Asleep, |asm| {
         store(asm, REDIST + 0x70, properties | 15); // GICR_PROPBASER: 16 bits of INTID
         store(asm, REDIST + 0x74, 0);
         store(asm, REDIST + 0x78, pending); // GICR_PENDBASER
@@ -41,7 +41,24 @@ pub(super) fn lpi_listener(properties: u64, pending: u64) -> Asm {
     })
 }
 
-fn listening_to(more: impl FnOnce(&mut Asm)) -> Asm {
+/// How a listener waits for its interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Listening {
+    /// WFI.
+    Asleep,
+    /// It looks again and again, without an exit.
+    Awake,
+    /// Not at all: it stops.
+    Not,
+}
+
+/// Enables a private interrupt of the first vCPU.
+pub(super) fn enable_ppi(asm: &mut Asm, ppi: u32) {
+    store(asm, REDIST + 0x1_0100, 1 << ppi);
+}
+
+/// Sets the GIC up, does `more`, and waits for interrupts.
+pub(super) fn listening_to(listening: Listening, more: impl FnOnce(&mut Asm)) -> Asm {
     let mut asm = Asm::new();
     asm.mov(0, 7)
         .msr(ICC_SRE_EL1, 0)
@@ -58,12 +75,25 @@ fn listening_to(more: impl FnOnce(&mut Asm)) -> Asm {
     store(&mut asm, DIST + 0xc08, 2 << (2 * (SPI - 32))); // GICD_ICFGR2: edge
     store(&mut asm, DIST + 0x6000 + 8 * SPI, 0); // GICD_IROUTER
     store(&mut asm, DIST + 0x104, 1 << (SPI - 32));
-    more(&mut asm);
-    asm.dsb().mov(0, 0x1000).report(0);
+    if listening == Listening::Not {
+        more(&mut asm);
+        asm.stop();
+        return asm;
+    }
+    // Awake, there is no exit between what comes and the interrupt.
+    if listening == Listening::Awake {
+        asm.dsb().mov(0, 0x1000).report(0);
+        more(&mut asm);
+    } else {
+        more(&mut asm);
+        asm.dsb().mov(0, 0x1000).report(0);
+    }
     let top = asm.here();
+    if listening == Listening::Asleep {
+        asm.wfi();
+    }
     // WFI may end for nothing: the spurious INTID.
     let real = asm
-        .wfi()
         .mrs(0, ICC_IAR1_EL1)
         .dsb()
         .mov(2, 1023)

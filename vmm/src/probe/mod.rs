@@ -20,6 +20,7 @@ mod guest;
 pub(crate) mod heal;
 mod hostile;
 mod huge;
+mod interface;
 mod irq;
 mod isolation;
 mod its;
@@ -38,6 +39,7 @@ mod storm;
 mod sweep;
 mod system;
 mod time;
+mod timers;
 mod vcpus;
 
 pub(crate) use storm::storm;
@@ -104,8 +106,10 @@ rows! {
     events: external_abort external_abort_of_mmio serror serror_masked before_init bad_values;
     debug: errors single_step of_the_vmm of_the_guest;
     time: offsets stolen clock;
+    timers: interrupts chosen_interrupts counters_set offset_set;
     pmu: set_up cycles overflow;
     gic: none created_once addresses init_order vcpu_after_init closed_vcpu too_few_redistributors registers bad_attributes;
+    interface: last_redistributors redistributors_grow early_registers deactivated_elsewhere maintenance of_el2;
     irq: wfi_and_ppi spi line_errors irqfd irqfd_errors irqfd_of_two_vms irqfd_resampled line_status of_the_vmm routing routing_errors ioeventfd ioeventfd_errors;
     its: messages irqfd saved errors;
     follow: remap remap_under_two discard protect_none protect_read huge_remap two_vcpus_fault big_slot rewritten_code

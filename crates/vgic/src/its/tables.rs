@@ -50,18 +50,21 @@ impl Its {
     /// # Errors
     /// See [`TableError`].
     pub fn save_tables(&self, host: &mut impl Host) -> Result<(), TableError> {
-        for (at, device) in self.devices.iter().enumerate() {
-            let next = self.devices.get(at + 1).map(|next| next.id);
+        let devices = self.device_table();
+        // From the last one back: the next that is written is known then. One whose page of the second level the
+        // guest has taken away since is left out, as no message of its can come from what is restored.
+        let mut next = None;
+        for device in self.devices.iter().rev() {
+            let Some(place) = devices.entry(device.id.into(), host) else {
+                continue;
+            };
             self.save_events(device, host)?;
             let entry = VALID
                 | distance(device.id, next, 0x3fff) << 49
                 | device.table >> 8 << 5
                 | u64::from(device.bits - 1);
-            let place = self
-                .device_table()
-                .entry(device.id.into(), host)
-                .ok_or(TableError::Invalid)?;
             write_entry(host, place, entry)?;
+            next = Some(device.id);
         }
         let table = self.collection_table();
         let mapped = self

@@ -223,6 +223,32 @@ fn two_levels_reach_as_far_as_their_pages_are_there() {
     assert_eq!(u64::from_le_bytes(entry) >> 63, 1);
 }
 
+#[test]
+fn a_device_whose_page_is_gone_is_left_out_of_what_is_saved() {
+    let (mut its, mut vm) = (Its::new(), Vm::default());
+    its.write(0x100, 8, VALID | 1 << 62 | DEVICES, false, &mut vm);
+    its.write(0x108, 8, VALID | COLLECTIONS, false, &mut vm);
+    its.write(0x80, 8, VALID | QUEUE, false, &mut vm);
+    its.write(0, 4, 1, false, &mut vm);
+    let pages = [0x9_0000, 0xa_0000, 0xb_0000];
+    for (page, n) in pages.iter().zip(0..) {
+        vm.write(DEVICES + 8 * n, &(VALID | page).to_le_bytes());
+    }
+    let ids = [5, 8192, 16384 + 2];
+    give(&mut its, &mut vm, &ids.map(|id| mapd(id, 4)));
+    vm.write(DEVICES + 8, &[0; 8]);
+    its.save_tables(&mut vm).unwrap();
+    let mut entry = |at: u64| {
+        let mut bytes = [0; 8];
+        assert!(vm.read(at, &mut bytes));
+        u64::from_le_bytes(bytes)
+    };
+    // The first leads to the third, whose chain ends; nothing was written for the second.
+    assert_eq!(entry(pages[0] + 8 * 5) >> 49, 1 << 14 | (ids[2] - ids[0]));
+    assert_eq!(entry(pages[2] + 8 * 2) >> 49, 1 << 14);
+    assert_eq!(entry(pages[1]), 0);
+}
+
 /// A GIC that takes LPIs, and the interrupt on its way.
 #[test]
 fn an_lpi_is_taken_like_any_edge() {

@@ -146,7 +146,7 @@ impl Machine {
     pub(crate) fn enter(&mut self, vcpu: usize) {
         let cpu = &mut self.cpus[vcpu];
         assert!(!cpu.running);
-        let Flushed { hcr, linked, kicks } = self.vgic.flush(vcpu, cpu.vmcr, &mut cpu.lrs);
+        let Flushed { hcr, linked, kicks } = self.vgic.flush(vcpu, &mut cpu.lrs);
         cpu.hcr = hcr;
         cpu.linked = linked.linked;
         cpu.physical_active = linked.active;

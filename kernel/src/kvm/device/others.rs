@@ -2,7 +2,6 @@
 
 use core::sync::atomic::Ordering;
 
-use umbra_hw::timer::{HYP_TIMER_PPI, HYP_VIRT_TIMER_PPI, PHYS_TIMER_PPI, VIRT_TIMER_PPI};
 use umbra_kvm_abi::device::{
     DeviceAttr, KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PVTIME_CTRL, KVM_ARM_VCPU_TIMER_CTRL,
     KVM_ARM_VCPU_TIMER_IRQ_HPTIMER, KVM_ARM_VCPU_TIMER_IRQ_HVTIMER, KVM_ARM_VCPU_TIMER_IRQ_PTIMER,
@@ -11,6 +10,7 @@ use umbra_kvm_abi::device::{
 use umbra_linux::Errno;
 
 use super::Verb;
+use crate::kvm::time::Ppis;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::{Vm, abi};
 use crate::kvm::{pmu, pvtime, read_struct, write_struct};
@@ -32,15 +32,16 @@ pub(in crate::kvm) fn vcpu_attr(
     }
 }
 
-/// The timers' interrupts, which are linked to the machine's and have its numbers. `EINVAL`: no GIC, or another
-/// number; `EBUSY`: a vCPU has run.
+/// The timers' interrupts, which are the VM's: whichever vCPU they are set through, all have them. Whether they
+/// differ is seen when a vCPU runs first. `EINVAL`: no GIC, or no private interrupt; `EBUSY`: a vCPU has run.
 fn timer_attr(vcpu: &Vcpu, mm: &Mm, verb: Verb, attr: &DeviceAttr) -> Result<u64, Errno> {
-    let wired = timer_irq(attr.attr).ok_or(Errno::ENXIO);
+    let which = timer_irq(attr.attr).ok_or(Errno::ENXIO);
+    let time = &vcpu.vm.time;
     match verb {
         Verb::Has => {
-            wired?;
+            which?;
         }
-        Verb::Get => write_struct(mm, attr.addr, &wired?)?,
+        Verb::Get => write_struct(mm, attr.addr, which?(&mut time.ppis()))?,
         Verb::Set => {
             if !vcpu.vm.gic.layout.lock().created {
                 return Err(Errno::EINVAL);
@@ -49,23 +50,19 @@ fn timer_attr(vcpu: &Vcpu, mm: &Mm, verb: Verb, attr: &DeviceAttr) -> Result<u64
             if !(16..32).contains(&irq) {
                 return Err(Errno::EINVAL);
             }
-            if vcpu.vm.has_run() {
-                return Err(Errno::EBUSY);
-            }
-            if irq != wired? {
-                return Err(Errno::EINVAL);
-            }
+            // In Linux's order: settled ones are refused before one that is not there.
+            time.set_ppi(|ppis| which.map(|which| *which(ppis) = irq))??;
         }
     }
     Ok(0)
 }
 
-fn timer_irq(attr: u64) -> Option<u32> {
+fn timer_irq(attr: u64) -> Option<fn(&mut Ppis) -> &mut u32> {
     match attr {
-        KVM_ARM_VCPU_TIMER_IRQ_VTIMER => Some(VIRT_TIMER_PPI),
-        KVM_ARM_VCPU_TIMER_IRQ_PTIMER => Some(PHYS_TIMER_PPI),
-        KVM_ARM_VCPU_TIMER_IRQ_HVTIMER => Some(HYP_VIRT_TIMER_PPI),
-        KVM_ARM_VCPU_TIMER_IRQ_HPTIMER => Some(HYP_TIMER_PPI),
+        KVM_ARM_VCPU_TIMER_IRQ_VTIMER => Some(|ppis| &mut ppis.virt),
+        KVM_ARM_VCPU_TIMER_IRQ_PTIMER => Some(|ppis| &mut ppis.phys),
+        KVM_ARM_VCPU_TIMER_IRQ_HVTIMER => Some(|ppis| &mut ppis.hyp_virt),
+        KVM_ARM_VCPU_TIMER_IRQ_HPTIMER => Some(|ppis| &mut ppis.hyp),
         _ => None,
     }
 }

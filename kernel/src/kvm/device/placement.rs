@@ -70,7 +70,7 @@ pub(super) fn settle(vm: &Vm) {
 }
 
 /// Before a vCPU's first run: a GIC that was created must be usable. `ENXIO`: a frame has no place;
-/// `EINVAL`: they overlap; `EBUSY`: not initialised.
+/// `EINVAL`: they overlap, or end beyond the VM; `EBUSY`: not initialised.
 pub(in crate::kvm) fn check_before_run(vm: &Vm) -> Result<(), Errno> {
     let nr_vcpus = vm.all_vcpus().len();
     {
@@ -81,10 +81,10 @@ pub(in crate::kvm) fn check_before_run(vm: &Vm) -> Result<(), Errno> {
         layout.placement.settle(nr_vcpus);
         layout
             .placement
-            .check(nr_vcpus)
+            .check(nr_vcpus, vm.ipa_bits)
             .map_err(|error| match error {
                 Misplaced::Missing => Errno::ENXIO,
-                Misplaced::Overlap => Errno::EINVAL,
+                Misplaced::Overlap | Misplaced::Beyond => Errno::EINVAL,
             })?;
     }
     if vm.gic.is_initialised() {

@@ -10,6 +10,7 @@
 use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::vgic;
 
+use super::super::time::Ppis;
 use super::super::timer;
 use super::super::vcpu::{Hw, Vcpu};
 
@@ -78,11 +79,11 @@ const fn link(lr: u64) -> u16 {
 }
 
 /// The list register for hardware, its link translated or dropped.
-fn for_hardware(lr: u64) -> u64 {
+fn for_hardware(ppis: &Ppis, lr: u64) -> u64 {
     if lr & LINKED == 0 {
         return lr;
     }
-    let machine = timer::links(false)
+    let machine = timer::links(ppis, false)
         .into_iter()
         .find(|&(intid, _)| intid == u32::from(link(lr)));
     match machine {
@@ -100,7 +101,7 @@ pub(in crate::kvm) fn load(hw: &mut Hw) -> u64 {
         if lr & (STATE | EOI) != 0 {
             filled |= 1 << n;
             linked |= u16::from(lr & LINKED != 0 && lr & STATE != 0) << n;
-            vgic::write_lr(usize::from(n), for_hardware(lr));
+            vgic::write_lr(usize::from(n), for_hardware(&hw.ppis, lr));
         }
     }
     let page = &hw.regs.hw;

@@ -36,7 +36,7 @@ pub(super) use interrupts::{
 };
 pub(super) use route::{is_theirs, own, routes_interrupts, traps, wishes};
 pub(super) use shadow::{Fill, Shadows};
-pub(super) use sysreg::{access as sysreg, often};
+pub(super) use sysreg::{ICC_SRE, access as sysreg, often};
 
 use super::debug;
 use super::inject;

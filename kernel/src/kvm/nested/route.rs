@@ -9,8 +9,8 @@ use umbra_hw::traps::Traps;
 use umbra_kvm_abi::vcpu::VcpuFeatures;
 use umbra_nested::route::{Controls, Loaded, Own, Written};
 
-use super::super::run;
 use super::super::vcpu::{Hw, State};
+use super::super::{run, timer};
 
 fn controls(hw: &Hw) -> Controls {
     let regs = &hw.regs;
@@ -79,13 +79,20 @@ pub(in crate::kvm) fn wishes(hw: &Hw) -> Loaded {
 }
 
 /// What traps beside HCR_EL2.
-pub(in crate::kvm) fn traps(loaded: &Loaded) -> Traps {
-    Traps {
+pub(in crate::kvm) fn traps(hw: &Hw, loaded: &Loaded) -> Traps {
+    let mut traps = Traps {
         hcrx: loaded.hcrx,
         mdcr: loaded.mdcr,
         cnthctl: loaded.cnthctl,
         fine: loaded.fine,
         fp: loaded.fp,
         cpacr: loaded.cpacr,
+    };
+    if timer::is_shifted(hw) && !left_out(Safeguard::CounterTraps) {
+        traps.trap_physical_timer();
     }
+    if timer::is_ahead(hw.cntvoff) {
+        traps.trap_virtual_timer();
+    }
+    traps
 }

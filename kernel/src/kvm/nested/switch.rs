@@ -15,7 +15,7 @@ use umbra_nested::shadow::{ContextId, ContextKey};
 
 use super::super::gic::deliver;
 use super::super::vcpu::{State, Vcpu, request};
-use super::super::{debug, events, inject, loaded};
+use super::super::{debug, events, inject, loaded, timer};
 use super::route;
 use super::shadow::Acquired;
 
@@ -77,10 +77,10 @@ fn change(
         hw.virtual_el2 = world == World::VirtualEl2;
         hw.shadow = shadow;
         hw.vttbr = vttbr;
+        timer::adopt_offsets(vcpu, &mut hw);
         let wishes = route::wishes(&hw);
         let machine = loaded::machine(vcpu, &hw, &wishes);
         hw.regs.hw.switch(&machine);
-        hw.cntvoff = machine.cntvoff;
         loaded::load_interface(&mut hw);
         state.world = world;
         state.hcr = wishes.hcr;

@@ -18,7 +18,7 @@ use super::fault::VmMemory;
 use super::{interrupts, tlbi};
 
 /// ICC_SRE_EL2 as shown: Enable, DIB, DFB, SRE.
-const ICC_SRE: u64 = 0xf;
+pub(in crate::kvm) const ICC_SRE: u64 = 0xf;
 
 /// Performs what a guest hypervisor does most, by the shortest way: Linux invalidates each page that it
 /// unmaps, and looks at ICH_MISR_EL2 after each run. `false`: it is nothing of the kind.

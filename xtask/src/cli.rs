@@ -277,6 +277,9 @@ pub(crate) struct BenchArgs {
     /// Seconds after which a machine is given up; its rows are missing then, and the others are told.
     #[arg(long, value_name = "SECONDS", default_value_t = 7200, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: u64,
+    /// The pure parts on this machine instead, as the work grows, and docs/host-benches.md. Needs valgrind.
+    #[arg(long, conflicts_with_all = ["quick", "alone", "qemu", "filters"])]
+    pub(crate) host: bool,
     /// The QEMU program to use. It must have been built with plugins.
     #[arg(long)]
     pub(crate) qemu: Option<PathBuf>,

@@ -5,6 +5,7 @@
 //! repeat; the plugin (`qemu-plugin/`) needs no help from either side. Linux gets 25 s of virtual time to become
 //! quiet, and transparent huge pages always.
 
+mod host;
 mod kept;
 mod list;
 mod machine;
@@ -60,6 +61,10 @@ type Runs = BTreeMap<(Session, Side), Result<Run>>;
 
 /// Runs it. The status is a failure if a row could not be measured; a target that is missed is told.
 pub(crate) fn run(ws: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
+    if args.host {
+        host::run(ws, args.dry)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let chosen = Session::chosen(&args.filters, args.quick)?;
     setup::for_build(ws)?;
     let qemu = setup::qemu(ws, args.qemu.as_deref())?;

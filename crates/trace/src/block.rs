@@ -182,3 +182,24 @@ impl<'a> Iterator for Blocks<'a> {
         Some(Ok(Block { header, content }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Block, Header, KIND_RING};
+
+    #[test]
+    fn a_full_ring_says_how_many_it_lost() {
+        let ring = |written| Block {
+            header: Header {
+                kind: KIND_RING,
+                bytes: 0,
+                cpu: 0,
+                frequency: 1,
+                capacity: 4,
+                written,
+            },
+            content: &[],
+        };
+        assert_eq!([3, 4, 5, 900].map(|n| ring(n).dropped()), [0, 0, 1, 896]);
+    }
+}

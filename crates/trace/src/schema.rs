@@ -132,3 +132,18 @@ pub(crate) fn show(out: &mut impl Write, number: u16, words: &[u64; 6]) -> fmt::
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Entry, own};
+
+    #[test]
+    fn the_same_number_under_another_name_is_another_event() {
+        let ours = own(36).unwrap();
+        assert_eq!(ours.name, "irq:irq_handler_entry");
+        let is_own = |line| Entry::parse(line).unwrap().is_own();
+        assert!(is_own("36 irq:irq_handler_entry irq=d"));
+        assert!(!is_own("36 irq:softirq_entry irq=d"));
+        assert!(!is_own("36 irq:irq_handler_entry vector=d"));
+    }
+}

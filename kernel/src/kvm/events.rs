@@ -12,11 +12,13 @@ use umbra_trace::{
     Bytes, Event, ExitKind, How, Injected, MmioBy, MmioKind, NestedException, Owner, Resolution,
     Rights, SeaPath, Shadowed, Storey, UnmapReason,
 };
+use umbra_vgic::Vgic;
 
 use super::memory::Memory;
 use super::nested::{Exception, Fill};
 use super::sea::Place;
 use super::vcpu::{State, Vcpu};
+use super::vm::Vm;
 use crate::trace::{self, Who};
 
 fn storey(world: World) -> Storey {
@@ -223,6 +225,43 @@ pub(super) fn sea(
         owner,
         path,
     });
+}
+
+/// An interrupt line of a VM is driven; `vcpu` is the one whose a private interrupt is.
+#[inline(always)]
+pub(super) fn line(vm: &Vm, vcpu: usize, irq: u32, level: bool) {
+    if trace::is_on() {
+        driven(vm, vcpu, irq, level);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn driven(vm: &Vm, vcpu: usize, irq: u32, level: bool) {
+    let who = Who::guest(Storey::Guest, vcpu as u16, vm_number(vm.vttbr()));
+    trace::record(who, || Event::VgicLine {
+        vcpu: vcpu as u32,
+        irq,
+        level,
+    });
+}
+
+/// The lines of private interrupts that umbra drives itself, a bit each, are about to be as `high` says:
+/// those that move.
+#[inline(always)]
+pub(super) fn timer_lines(vcpu: &Vcpu, vgic: &Vgic, which: u32, high: u32) {
+    if trace::is_on() {
+        moved(vcpu, vgic, which, high);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn moved(vcpu: &Vcpu, vgic: &Vgic, which: u32, high: u32) {
+    let moved = (vgic.line_levels(vcpu.index(), 0) ^ high) & which;
+    for irq in (0..32).filter(|irq| moved >> irq & 1 != 0) {
+        driven(&vcpu.vm, vcpu.index(), irq, high >> irq & 1 != 0);
+    }
 }
 
 /// The VM's own table no longer maps `bytes` at `base`, nor does any shadow.

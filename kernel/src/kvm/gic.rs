@@ -19,7 +19,7 @@ use umbra_vgic::{
 use super::timer::Lines;
 use super::vcpu::{Hw, Vcpu, request};
 use super::vm::{Vm, abi};
-use super::{loaded, nested, timer};
+use super::{events, loaded, nested, timer};
 use crate::file::Call;
 use crate::files::{EventFd, EventSink};
 
@@ -190,6 +190,7 @@ impl Gic {
             let Some(vgic) = vgic.as_mut() else {
                 return false;
             };
+            events::timer_lines(vcpu, vgic, lines.which, lines.high);
             // Our own vCPU: what it changes is in the flush below.
             let _ = vgic.set_levels(index, lines.which, lines.high);
             let flushed = vgic.flush(index, &mut hw.lrs);
@@ -238,6 +239,7 @@ impl Gic {
         // Before the lines: an interrupt that is still active would not be pending.
         ended.deliver(vcpu);
         let answer = self.with(&vcpu.vm, |vgic| {
+            events::timer_lines(vcpu, vgic, lines.which, lines.high);
             let _ = vgic.set_levels(index, lines.which, lines.high);
             (
                 (vgic.has_pending(index, vmcr), vgic.linked_ppis(index)),
@@ -403,6 +405,7 @@ impl Gic {
     }
 
     fn set_level(&self, vm: &Vm, vcpu: usize, intid: u32, level: bool) -> Result<(), Errno> {
+        events::line(vm, vcpu, intid, level);
         self.with(vm, |vgic| match vgic.set_level(vcpu, intid, level) {
             Ok(kicks) => (Ok(()), kicks),
             Err(_) => (Err(Errno::EINVAL), Kicks::NONE),
@@ -443,6 +446,7 @@ impl EventSink for IrqSink {
                     let _ = vm.gic.set_level(&vm, 0, intid, true);
                     return;
                 }
+                events::line(&vm, 0, intid, true);
                 vm.gic.with(&vm, |vgic| {
                     ((), vgic.inject_edge(0, intid).unwrap_or(Kicks::NONE))
                 });

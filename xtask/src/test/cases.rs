@@ -584,7 +584,7 @@ fn policies() -> impl Iterator<Item = Case> {
 const SIZED: &str = "a size that the shorter run has with pages of 4 KiB";
 
 /// Cases that run once more with a trace: name, what runs, events that must be in it.
-const TRACED: [(&str, &str, &[&str]); 2] = [
+const TRACED: [(&str, &str, &[&str]); 3] = [
     (
         "trace/guest",
         "payload/basics",
@@ -602,6 +602,11 @@ const TRACED: [(&str, &str, &[&str]); 2] = [
             "sched:sched_switch",
             "power:cpu_idle",
         ],
+    ),
+    (
+        "trace/lines",
+        "payload/timer",
+        &["kvm:vgic_update_irq_pending", "kvm:kvm_vcpu_wakeup"],
     ),
     (
         "trace/nested",

@@ -274,6 +274,9 @@ pub(crate) struct BenchArgs {
     /// Print all counts of each session, by cause and between which marks.
     #[arg(long)]
     pub(crate) list: bool,
+    /// A further QEMU plugin for all machines, with its options (FILE,out=FILE): another counter, to compare.
+    #[arg(long, value_name = "FILE[,OPTION…]", conflicts_with = "reuse")]
+    pub(crate) plugin: Vec<String>,
     /// Seconds after which a machine is given up; its rows are missing then, and the others are told.
     #[arg(long, value_name = "SECONDS", default_value_t = 7200, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: u64,
@@ -283,7 +286,7 @@ pub(crate) struct BenchArgs {
     /// The QEMU program to use. It must have been built with plugins.
     #[arg(long)]
     pub(crate) qemu: Option<PathBuf>,
-    /// Only these sessions: pages, blocks, pair, vmm, l1-pages, l1-blocks, l1-costly, take-back,
+    /// Only these sessions: pages, blocks, pair, vmm, l1-pages, l1-blocks, l1-many, l1-costly, take-back,
     /// debian-blocks, debian-pages, nested-blocks, nested-mixed, nested-pages. Then docs/ stays as it is.
     #[arg(value_name = "SESSION")]
     pub(crate) filters: Vec<String>,

@@ -48,6 +48,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) qemu: &'a Qemu,
     /// The plugin that counts.
     pub(crate) plugin: PathBuf,
+    /// Others that run beside it, as QEMU's option has them.
+    pub(crate) others: Vec<String>,
     /// umbra.
     pub(crate) kernel: Kernel,
     /// The programs of EL0.
@@ -109,7 +111,10 @@ pub(crate) fn run(parts: &Parts<'_>, session: Session, side: Side, how: How) -> 
     let name = format!("bench-{}-{}", session.name(), short(side));
     let (items, command) = session.guest(parts)?;
     match side {
-        Side::Umbra => boot(parts, &name, &umbra(parts, &name, items, command)?, how),
+        Side::Umbra => {
+            let machine = umbra(parts, &name, items, command)?;
+            boot(parts, &name, &machine, side, how)
+        }
         Side::Kvm => {
             let machine = kvm(parts, &name, items, &command)?;
             let key = kept::key(parts, &machine)?;
@@ -119,7 +124,7 @@ pub(crate) fn run(parts: &Parts<'_>, session: Session, side: Side, how: How) -> 
                 }
                 note(&format!("{name}: nothing is kept of these files"));
             }
-            let run = boot(parts, &name, &machine, how)?;
+            let run = boot(parts, &name, &machine, side, how)?;
             kept::save(
                 parts.ws,
                 session,
@@ -143,17 +148,19 @@ fn short(side: Side) -> &'static str {
     }
 }
 
-fn boot(parts: &Parts<'_>, name: &str, machine: &Machine, how: How) -> Result<Run> {
+fn boot(parts: &Parts<'_>, name: &str, machine: &Machine, side: Side, how: How) -> Result<Run> {
     let out = plugins_file(parts.ws, name)?;
     let file = |path: &PathBuf| path.display().to_string().replace(',', ",,");
     let mut more: Vec<String> = OPTIONS.iter().map(|word| (*word).to_owned()).collect();
     more.push("-plugin".to_owned());
     more.push(format!("{},out={}", file(&parts.plugin), file(&out)));
+    let others = parts.others.iter();
+    more.extend(others.flat_map(|other| ["-plugin".to_owned(), other.clone()]));
     let mut log = Transcript::new(parts.ws, name)?;
     log.used("umbra-vmm", &parts.programs.vmm)?;
     let symbols = Symbols::default();
     let outcome = machine.run_with(parts.qemu, &more, &mut log, (how.limit, &symbols), |_| {})?;
-    check(&outcome).with_context(|| format!("see {}", parts.ws.show(log.path())))?;
+    check(&outcome, side).with_context(|| format!("see {}", parts.ws.show(log.path())))?;
     let bytes = fs::read(&out).with_context(|| format!("{}", out.display()))?;
     Ok(Run {
         records: Records::decode(&bytes)?,
@@ -172,18 +179,31 @@ fn said(console: &str) -> BTreeMap<String, f64> {
     values.collect()
 }
 
-/// Counts of a guest that failed are worth nothing.
-fn check(outcome: &Outcome) -> Result<()> {
+/// What a side's console says when the guest and its VMM ended well. A QEMU that was told to stop says nothing
+/// and has status 0 too.
+fn good_end(side: Side) -> &'static str {
+    match side {
+        Side::Umbra => "umbra: first program exited, status 0",
+        Side::Kvm => "umbra: run exited 0",
+    }
+}
+
+/// Counts of a guest that failed, or was not done, are worth nothing.
+fn check(outcome: &Outcome, side: Side) -> Result<()> {
     match &outcome.end {
         End::Exited(Some(0)) => {}
         End::Exited(status) => bail!("the machine ended with {status:?}"),
         End::TimedOut(state) => bail!("the time limit came first\n{state}"),
     }
-    let ended = |line: &&str| line.starts_with("FAIL ") || line.starts_with("umbra: run exited ");
-    for line in outcome.console.lines().filter(ended) {
-        if line != "umbra: run exited 0" {
-            bail!("{line}");
-        }
+    let bad = |line: &&str| {
+        let ended = line.starts_with("umbra: run exited ") && *line != good_end(Side::Kvm);
+        ended || line.starts_with("FAIL ")
+    };
+    if let Some(line) = outcome.console.lines().find(bad) {
+        bail!("{line}");
+    }
+    if !outcome.console.lines().any(|line| line == good_end(side)) {
+        bail!("the machine ended before its guest");
     }
     Ok(())
 }
@@ -249,19 +269,36 @@ mod tests {
 
     #[test]
     fn a_guest_that_failed_counts_for_nothing() {
-        assert!(check(&outcome("ok sgi\numbra: run exited 0\n")).is_ok());
-        assert!(check(&outcome("ok sgi\nFAIL timer: late\n")).is_err());
-        assert!(check(&outcome("umbra: run exited 1\n")).is_err());
+        let error = |text: &str, side| {
+            let answer = check(&outcome(text), side);
+            answer.err().map(|error| error.to_string())
+        };
+        assert_eq!(error("ok sgi\numbra: run exited 0\n", Side::Kvm), None);
+        let whole = "ok sgi\numbra: run exited 0\numbra: first program exited, status 0\n";
+        assert_eq!(error(whole, Side::Umbra), None);
+        for side in [Side::Umbra, Side::Kvm] {
+            let failed = format!("FAIL timer: late\n{whole}");
+            assert_eq!(error(&failed, side).unwrap(), "FAIL timer: late");
+            let failed = format!("umbra: run exited 1\n{whole}");
+            assert_eq!(error(&failed, side).unwrap(), "umbra: run exited 1");
+            assert!(
+                error("ok sgi\n", side)
+                    .unwrap()
+                    .contains("before its guest")
+            );
+        }
+        // L2 ended well, and L1 did not.
+        assert!(error("umbra: run exited 0\n", Side::Umbra).is_some());
         let crashed = Outcome {
             end: End::Exited(Some(1)),
-            ..outcome("")
+            ..outcome(whole)
         };
-        assert!(check(&crashed).is_err());
+        assert!(check(&crashed, Side::Umbra).is_err());
         let hung = Outcome {
             end: End::TimedOut("CPU 0: pc 0x40".into()),
-            ..outcome("")
+            ..outcome(whole)
         };
-        let error = check(&hung).unwrap_err().to_string();
+        let error = check(&hung, Side::Umbra).unwrap_err().to_string();
         assert!(
             error.contains("time limit") && error.contains("CPU 0"),
             "{error}"

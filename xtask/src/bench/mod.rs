@@ -74,6 +74,7 @@ pub(crate) fn run(ws: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
         ws,
         qemu: &qemu,
         plugin: step("build the plugin", || build::plugin(ws))?,
+        others: args.plugin.clone(),
         kernel: step("build umbra", || build::kernel(ws, Profile::Release))?,
         programs: step("build init and umbra-vmm", || build::programs(ws))?,
         probe: Some(step("build kvm-probe", || build::test_programs(ws))?.probe),
@@ -87,7 +88,7 @@ pub(crate) fn run(ws: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
     let mut runs = Runs::new();
     for session in &chosen {
         for side in [Side::Umbra, Side::Kvm] {
-            if side == Side::Kvm && args.alone {
+            if side == Side::Kvm && (args.alone || session.is_umbras()) {
                 continue;
             }
             let name = format!("{} on {}", session.name(), side.name());
@@ -159,7 +160,7 @@ fn lost(chosen: &[Session], runs: &Runs, alone: bool) -> Vec<String> {
     let mut lost = Vec::new();
     for row in ROWS.iter().filter(|row| chosen.contains(&row.session)) {
         for side in [Side::Umbra, Side::Kvm] {
-            let asked = side == Side::Umbra || !alone;
+            let asked = side == Side::Umbra || !(alone || row.session.is_umbras());
             let run = runs.get(&(row.session, side)).and_then(|r| r.as_ref().ok());
             if asked && run.and_then(|run| row.measure.value(run)).is_none() {
                 lost.push(format!("{}, {}, on {}", row.name, row.unit, side.name()));

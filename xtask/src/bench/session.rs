@@ -20,7 +20,10 @@ pub(crate) enum Session {
     L1Pages,
     /// The same, backed by 2 MiB.
     L1Blocks,
-    /// `l1_bench` again, with what takes KVM millions of instructions each.
+    /// `l1_bench` with 64 guests in turn. KVM takes as long for each visit as it does for one of 16, and would need
+    /// hours for all: on umbra alone.
+    L1Many,
+    /// `l1_bench` again, with what takes KVM billions of instructions.
     L1Costly,
     /// `kvm-probe` as the VMM: pages that it takes back while a guest's guest has much mapped.
     TakeBack,
@@ -38,13 +41,14 @@ pub(crate) enum Session {
 
 impl Session {
     /// All, in the order in which they run.
-    pub(crate) const ALL: [Session; 13] = [
+    pub(crate) const ALL: [Session; 14] = [
         Session::Pages,
         Session::Blocks,
         Session::Pair,
         Session::Vmm,
         Session::L1Pages,
         Session::L1Blocks,
+        Session::L1Many,
         Session::DebianBlocks,
         Session::DebianPages,
         Session::L1Costly,
@@ -63,6 +67,7 @@ impl Session {
             Self::Vmm => "vmm",
             Self::L1Pages => "l1-pages",
             Self::L1Blocks => "l1-blocks",
+            Self::L1Many => "l1-many",
             Self::L1Costly => "l1-costly",
             Self::TakeBack => "take-back",
             Self::DebianBlocks => "debian-blocks",
@@ -83,6 +88,11 @@ impl Session {
                 | Self::NestedMixed
                 | Self::NestedPages
         )
+    }
+
+    /// Whether there is nothing to compare it with.
+    pub(crate) fn is_umbras(self) -> bool {
+        self == Self::L1Many
     }
 
     /// The sessions of these names, or all of them without any; `quick` leaves out the long ones.
@@ -118,6 +128,7 @@ impl Session {
             ),
             Self::L1Pages => l1(parts, "64M,hugepages=off", "umbra"),
             Self::L1Blocks => l1(parts, "64M,hugepages=on", "umbra"),
+            Self::L1Many => l1(parts, "64M,hugepages=off", "many"),
             Self::L1Costly => l1(parts, "64M,hugepages=off", "costly"),
             Self::Vmm => probe(parts, "vmm"),
             Self::TakeBack => probe(parts, "take-back"),

@@ -159,6 +159,7 @@ fn count(bench: &Bench<'_>, tally: &mut Tally) {
             ws: bench.ws,
             qemu: bench.qemu,
             plugin: build::plugin(bench.ws)?,
+            others: Vec::new(),
             kernel: bench.kernel.clone().context("umbra was not built")?,
             programs: bench.programs.clone(),
             probe: None,

@@ -129,7 +129,13 @@ fn write(vcpu: &Vcpu, state: &mut State, place: Place, wide: u128) -> Result<(),
             Ok(())
         }
         Place::Core(reg) => write_core(vcpu, state, reg, value),
-        Place::State(reg) => write_state(vcpu, reg, value),
+        Place::State(reg) => {
+            write_state(vcpu, reg, value)?;
+            if reg == Reg::MdcrEl2 {
+                pmu::divide(vcpu, state);
+            }
+            Ok(())
+        }
         Place::Id(enc) => write_id(vcpu, state, enc, value),
         Place::Timer(timer) => {
             write_timer(vcpu, timer, value);

@@ -6,7 +6,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use umbra_arm64::pmu::{CYCLES, Pmu};
-use umbra_arm64::sysreg::SysReg;
+use umbra_arm64::sysreg::{Reg, SysReg};
 use umbra_hw::pmu::PmuRegs;
 use umbra_kvm_abi::device::{
     DeviceAttr, KVM_ARM_VCPU_PMU_V3_FILTER, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
@@ -89,6 +89,7 @@ pub(super) fn reset(vcpu: &Vcpu, state: &mut State) {
         let is_long = umbra_hw::pmu::version() >= LONG_COUNTERS;
         Pmu::new(of_vm.counters(), is_long, of_vm.identification())
     };
+    let counters = regs.counters();
     match &mut state.pmu {
         Some(pmu) => {
             pmu.regs = regs;
@@ -106,6 +107,41 @@ pub(super) fn reset(vcpu: &Vcpu, state: &mut State) {
             }));
         }
     }
+    let is_nested = {
+        let mut hw = vcpu.hw.lock();
+        if hw.nested {
+            hw.regs.set(Reg::MdcrEl2, counters.into());
+        }
+        hw.nested
+    };
+    if is_nested {
+        follow(vcpu, state);
+    }
+}
+
+/// Of a vCPU with virtual EL2: MDCR_EL2 was written, or who runs has changed. Which counters count, and by
+/// which bit of their filters, goes by both.
+pub(super) fn follow(vcpu: &Vcpu, state: &mut State) {
+    let Some(pmu) = &mut state.pmu else {
+        return;
+    };
+    let (mdcr, runs) = {
+        let hw = vcpu.hw.lock();
+        if !hw.nested {
+            return;
+        }
+        (hw.regs.get_any(Reg::MdcrEl2), hw.virtual_el2)
+    };
+    pmu.regs.under(mdcr, runs);
+    pmu.arm(&vcpu.vm);
+}
+
+/// As [`follow`] after a write of MDCR_EL2, which may also raise or lower the interrupt.
+pub(super) fn divide(vcpu: &Vcpu, state: &mut State) {
+    follow(vcpu, state);
+    if let Some(pmu) = &mut state.pmu {
+        pmu.tell(vcpu);
+    }
 }
 
 /// Before the first KVM_RUN. `EINVAL`: there is a PMU that was not initialised.
@@ -120,6 +156,17 @@ pub(super) fn check(vcpu: &Vcpu, state: &mut State) -> Result<(), Errno> {
     let of_vm = vcpu.vm.pmu.lock();
     pmu.regs.set_counters(of_vm.counters());
     pmu.regs.set_identification(of_vm.identification());
+    drop(of_vm);
+    {
+        // A guest hypervisor begins with all of them, as a VMM that sets their number expects.
+        let mut hw = vcpu.hw.lock();
+        if hw.nested {
+            let mdcr = hw.regs.get_any(Reg::MdcrEl2);
+            let counters = (mdcr & 0x1f).min(pmu.regs.counters().into());
+            hw.regs.set(Reg::MdcrEl2, mdcr & !0x1f | counters);
+        }
+    }
+    divide(vcpu, state);
     Ok(())
 }
 

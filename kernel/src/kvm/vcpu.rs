@@ -388,10 +388,6 @@ impl Vcpu {
             offer = offer.with(KVM_ARM_VCPU_HAS_EL2);
         }
         let features = abi(init.check(offer))?;
-        if features.has(KVM_ARM_VCPU_PMU_V3) && features.has(KVM_ARM_VCPU_HAS_EL2) {
-            // MDCR_EL2.HPMN would divide the counters (docs/abi.md).
-            return Err(Errno::EINVAL);
-        }
         if features.has(KVM_ARM_VCPU_HAS_EL2) && self.vm.time.is_set() {
             // EL2's counters have no offset (docs/abi.md).
             return Err(Errno::EINVAL);

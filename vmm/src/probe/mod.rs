@@ -107,7 +107,7 @@ rows! {
     debug: errors single_step of_the_vmm of_the_guest;
     time: offsets stolen clock;
     timers: interrupts chosen_interrupts counters_set offset_set;
-    pmu: set_up cycles overflow;
+    pmu: set_up cycles overflow divided;
     gic: none created_once addresses init_order vcpu_after_init closed_vcpu too_few_redistributors registers bad_attributes;
     interface: last_redistributors redistributors_grow early_registers deactivated_elsewhere maintenance of_el2;
     irq: wfi_and_ppi spi line_errors irqfd irqfd_errors irqfd_of_two_vms irqfd_resampled line_status of_the_vmm routing routing_errors ioeventfd ioeventfd_errors;

@@ -1,9 +1,10 @@
 //! Performance counters (KVM_ARM_VCPU_PMU_V3): set-up, registers, counting, the overflow interrupt.
 
-use kvm_bindings::{KVM_ARM_VCPU_PMU_V3, KVM_CAP_ARM_PMU_V3};
+use kvm_bindings::{KVM_ARM_VCPU_HAS_EL2, KVM_ARM_VCPU_PMU_V3, KVM_CAP_ARM_PMU_V3};
 use umbra_vmm::kvm::{Region, ioctl_value};
 
 use super::asm::{Asm, ICC_PMR_EL1, ICC_SRE_EL1, Sys};
+use super::below::{self, ELR_EL2, HCR_EL2, SPSR_EL2, has_el2};
 use super::gic::{DIST, Gic, REDIST};
 use super::guest::{Answer, Machine, Vcpu, open};
 use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
@@ -13,6 +14,8 @@ const PMCNTENSET_EL0: Sys = (3, 3, 9, 12, 1);
 const PMOVSCLR_EL0: Sys = (3, 3, 9, 12, 3);
 const PMCEID0_EL0: Sys = (3, 3, 9, 12, 6);
 const PMCCNTR_EL0: Sys = (3, 3, 9, 13, 0);
+const PMCCFILTR_EL0: Sys = (3, 3, 14, 15, 7);
+const MDCR_EL2: Sys = (3, 4, 1, 1, 1);
 const PMINTENSET_EL1: Sys = (3, 0, 9, 14, 1);
 const ICC_HPPIR1_EL1: Sys = (3, 0, 12, 12, 2);
 const ICC_IGRPEN1_EL1: Sys = (3, 0, 12, 12, 7);
@@ -26,7 +29,7 @@ const CYCLES: u64 = 1 << 31;
 const PPI: u64 = 23;
 
 struct Counted {
-    _machine: Machine,
+    machine: Machine,
     gic: Gic,
     vcpu: Vcpu,
     room: Region,
@@ -35,6 +38,11 @@ struct Counted {
 impl Counted {
     /// A vCPU with counters and this program; `None` where the host has none.
     fn new(program: &Asm) -> Check<Option<Self>> {
+        Self::with(program, 0)
+    }
+
+    /// The same with `more` features.
+    fn with(program: &Asm, more: u32) -> Check<Option<Self>> {
         let cap = ioctl_value(&open()?, abi::CHECK_EXTENSION, KVM_CAP_ARM_PMU_V3.into());
         if granted(cap, "KVM_CAP_ARM_PMU_V3")? == 0 {
             return Ok(None);
@@ -42,11 +50,14 @@ impl Counted {
         let machine = Machine::new()?;
         let gic = granted(Gic::new(&machine), "KVM_CREATE_DEVICE")?;
         let vcpu = machine.bare_vcpu(0)?;
-        granted(vcpu.init(1 << KVM_ARM_VCPU_PMU_V3), "KVM_ARM_VCPU_INIT")?;
+        granted(
+            vcpu.init(1 << KVM_ARM_VCPU_PMU_V3 | more),
+            "KVM_ARM_VCPU_INIT",
+        )?;
         vcpu.start(machine.place(program))?;
         granted(gic.place(DIST, REDIST), "the GIC's frames")?;
         Ok(Some(Self {
-            _machine: machine,
+            machine,
             gic,
             vcpu,
             room: granted(Region::new(0x2_0000), "mmap")?,
@@ -183,4 +194,79 @@ pub(super) fn overflow(_: &Env) -> Outcome {
     same(vcpu.report()?, PPI, "the pending interrupt")?;
     same(vcpu.report()?, CYCLES, "PMOVSCLR_EL0")?;
     same(vcpu.report()?, 1023, "after it was cleared")
+}
+
+/// A guest hypervisor's MDCR_EL2: EL1 finds fewer counters, virtual EL2 counts where NSH says and rests where HPMD
+/// says, TPM tells of EL1's accesses.
+pub(super) fn divided(_: &Env) -> Outcome {
+    const EL2H: u64 = 0x3c9;
+    const EL1H: u64 = 0x3c5;
+    const NSH: u64 = 1 << 27;
+    const HPMD: u64 = 1 << 17;
+    const TPM: u64 = 1 << 6;
+    const TRAPPED: u64 = 0x18;
+    if !has_el2()? {
+        return Ok(());
+    }
+    /// Cycles from zero over a loop, with this filter.
+    fn counted(asm: &mut Asm, filter: u64) {
+        asm.mov(0, filter).msr(PMCCFILTR_EL0, 0);
+        asm.mov(0, 0).msr(PMCCNTR_EL0, 0).isb().mov(1, 1000);
+        let top = asm.here();
+        asm.sub(1, 1, 1).back_unless_zero(1, top);
+        asm.mrs(0, PMCCNTR_EL0).report(0);
+    }
+    let mut asm = Asm::new();
+    asm.mrs(0, MDCR_EL2).report(0).mrs(0, PMCR_EL0).report(0);
+    asm.mov(0, CYCLES).msr(PMCNTENSET_EL0, 0);
+    // E and DP, which lets the cycle counter rest where HPMD says.
+    asm.mov(0, 1 | 1 << 5 | 1 << 6).msr(PMCR_EL0, 0).isb();
+    counted(&mut asm, 0);
+    counted(&mut asm, NSH);
+    asm.mov(0, HPMD | 2).msr(MDCR_EL2, 0).isb();
+    counted(&mut asm, NSH);
+    asm.mov(0, 0).msr(PMCCFILTR_EL0, 0).eret();
+    let Some(machine) = Counted::with(&asm, 1 << KVM_ARM_VCPU_HAS_EL2)? else {
+        return Ok(());
+    };
+    machine.complete()?;
+    let vcpu = &machine.vcpu;
+    below::start(vcpu, vcpu.get(abi::PC)?)?;
+    vcpu.set(abi::sys(HCR_EL2), 1 << 31 | 1 << 34)?;
+    let mut el1 = Asm::new();
+    el1.mrs(0, PMCR_EL0).report(0);
+    counted(&mut el1, 1 << 31);
+    counted(&mut el1, 0);
+    el1.stop();
+    vcpu.set(abi::sys(ELR_EL2), machine.machine.place(&el1))?;
+    vcpu.set(abi::sys(SPSR_EL2), EL1H)?;
+    let all = vcpu.get(abi::sys(PMCR_EL0))? >> 11 & 0x1f;
+    same(vcpu.report()? & 0x1f, all, "MDCR_EL2.HPMN at first")?;
+    same(vcpu.report()? >> 11 & 0x1f, all, "PMCR_EL0.N at EL2")?;
+    same(vcpu.report()?, 0, "cycles of EL2 without NSH")?;
+    let with = vcpu.report()?;
+    holds(with > 100, || format!("{with} cycles of EL2 with NSH"))?;
+    same(vcpu.report()?, 0, "cycles of EL2 with NSH and HPMD")?;
+    same(vcpu.report()? >> 11 & 0x1f, 2, "PMCR_EL0.N at EL1")?;
+    same(vcpu.report()?, 0, "cycles of EL1 that P keeps out")?;
+    let below = vcpu.report()?;
+    holds(below > 100, || format!("{below} cycles of EL1"))?;
+    // TPM, set by the VMM: EL2 reads on, EL1's access comes to EL2's vectors, and not to EL1's.
+    let mut again = Asm::new();
+    again.mrs(0, PMCR_EL0).report(0).eret();
+    let mut trapped = Asm::new();
+    trapped.mrs(0, PMCR_EL0).report(0).stop();
+    vcpu.go_to(machine.machine.place(&again))?;
+    vcpu.set(abi::sys(MDCR_EL2), TPM | all)?;
+    vcpu.set(abi::sys(ELR_EL2), machine.machine.place(&trapped))?;
+    vcpu.set(abi::sys(SPSR_EL2), EL1H)?;
+    vcpu.set(abi::PSTATE, EL2H)?;
+    same(
+        vcpu.report()? >> 11 & 0x1f,
+        all,
+        "PMCR_EL0.N at EL2 with TPM",
+    )?;
+    let taken = vcpu.exception()?;
+    same(taken.esr >> 26, TRAPPED, "the class of EL1's access")?;
+    same(vcpu.get(abi::PSTATE)?, EL2H, "where it was taken")
 }

@@ -95,6 +95,8 @@ conditions! {
     mte2: ID_AA64PFR1_EL1[8] >= 2;
     sme: ID_AA64PFR1_EL1[24] >= 1;
     pmu: ID_AA64DFR0_EL1[8] >= 1;
+    pmu3p1: ID_AA64DFR0_EL1[8] >= 4;
+    pmu3p5: ID_AA64DFR0_EL1[8] >= 6;
     xs: ID_AA64ISAR1_EL1[56] >= 1;
     specres: ID_AA64ISAR1_EL1[40] >= 1;
     mops: ID_AA64ISAR2_EL1[16] >= 1;
@@ -242,10 +244,13 @@ const HCRX: &[Bits] = &[
     bits(bit(15), sctlr2),
 ];
 
-// MDCR_EL2: HPMN and the counters' traps come with counters.
+// MDCR_EL2: HPMN, HPME and the counters' traps come with counters, HPMD and HCCD later. HLP is not kept: all
+// event counters overflow by PMCR_EL0.LP.
 const MDCR: &[Bits] = &[
     bits(span(11, 8), always),
-    bits(span(7, 0) | bit(17), pmu),
+    bits(span(7, 0), pmu),
+    bits(bit(17), pmu3p1),
+    bits(bit(23), pmu3p5),
     bits(bit(27), fgt),
 ];
 

@@ -73,6 +73,9 @@ fn dpb2(ids: &IdRegs) -> bool {
 fn pan2(ids: &IdRegs) -> bool {
     ids.field(SysReg::ID_AA64MMFR1_EL1, 20) >= 2
 }
+fn pmu(ids: &IdRegs) -> bool {
+    ids.field(SysReg::ID_AA64DFR0_EL1, 8) != 0
+}
 fn tlbios(ids: &IdRegs) -> bool {
     ids.field(SysReg::ID_AA64ISAR0_EL1, 56) >= 1
 }
@@ -130,6 +133,11 @@ const DEBUG: u64 = span(0, 5) | bit(7) | span(10, 11);
 const DEBUG_READ: u64 = DEBUG | bit(6) | bit(9);
 const DEBUG_WRITE: u64 = DEBUG | bit(8);
 
+const COUNTERS: u64 = span(12, 19) | bit(57);
+const READS_OF_DEBUG: [(u64, When); 2] =
+    [(DEBUG_READ, always), (COUNTERS | bit(22) | bit(58), pmu)];
+const WRITES_OF_DEBUG: [(u64, When); 2] = [(DEBUG_WRITE, always), (COUNTERS | span(20, 21), pmu)];
+
 /// The bits of features that umbra shows to no guest, and why; the reversed ones among them.
 #[cfg(test)]
 pub(super) const HIDDEN: &[(Fine, u64, &str)] = &[
@@ -158,8 +166,6 @@ pub(super) const HIDDEN: &[(Fine, u64, &str)] = &[
     (Hfgitr, span(57, 59), "GCS"),
     (Hfgitr, bit(62), "AT S1E1A: ATS1A"),
     (Hfgitr, bit(63), "PSB: SPE"),
-    (Hdfgrtr, span(12, 19) | bit(22) | span(57, 58), "PMU"),
-    (Hdfgwtr, span(12, 21) | bit(57), "PMU"),
     (Hdfgrtr, span(23, 32) | span(62, 63), "SPE"),
     (Hdfgwtr, span(23, 29) | span(31, 32) | bit(62), "SPE"),
     (Hdfgrtr, span(33, 37) | span(40, 41) | span(43, 48), "trace"),
@@ -225,8 +231,8 @@ impl Fine {
             Hfgrtr => of(&REGISTERS),
             Hfgwtr => of(&REGISTERS) & !READ_ONLY,
             Hfgitr => of(&INSTRUCTIONS),
-            Hdfgrtr => DEBUG_READ,
-            Hdfgwtr => DEBUG_WRITE,
+            Hdfgrtr => of(&READS_OF_DEBUG),
+            Hdfgwtr => of(&WRITES_OF_DEBUG),
             Hafgrtr => 0,
         }
     }
@@ -239,8 +245,8 @@ impl Fine {
             Hfgrtr => of(&REGISTERS),
             Hfgwtr => of(&REGISTERS) & !READ_ONLY,
             Hfgitr => of(&INSTRUCTIONS),
-            Hdfgrtr => DEBUG_READ,
-            Hdfgwtr => DEBUG_WRITE,
+            Hdfgrtr => of(&READS_OF_DEBUG),
+            Hdfgwtr => of(&WRITES_OF_DEBUG),
             Hafgrtr => 0,
         }
     }

@@ -70,6 +70,8 @@ pub(crate) mod hcrx {
 
 /// Bits of MDCR_EL2.
 pub(crate) mod mdcr {
+    pub(crate) const TPMCR: u64 = 1 << 5;
+    pub(crate) const TPM: u64 = 1 << 6;
     pub(crate) const TDE: u64 = 1 << 8;
     pub(crate) const TDA: u64 = 1 << 9;
     pub(crate) const TDOSA: u64 = 1 << 10;

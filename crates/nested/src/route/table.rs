@@ -1,14 +1,16 @@
 //! A row for every system register and system instruction that umbra traps, or that a control of a
 //! guest hypervisor can trap.
 //!
-//! Rows ascend by encoding. Four families are rules instead, as each is one thing many times: the ID
-//! space, breakpoint and watchpoint registers, IMPLEMENTATION DEFINED encodings, TLB maintenance.
+//! Rows ascend by encoding. Five families are rules instead, as each is one thing many times: the ID
+//! space, breakpoint and watchpoint registers, performance counters, IMPLEMENTATION DEFINED encodings, TLB
+//! maintenance.
 //!
-//! What hidden features have (PMU, trace, SPE, AMU, SVE, SME …) has no row: it is undefined to every
+//! What hidden features have (trace, SPE, AMU, SVE, SME …) has no row: it is undefined to every
 //! guest, and umbra says so.
 
 use super::fine::Fine;
 use super::{Coarse, cnthctl, hcr, ich, mdcr};
+use umbra_arm64::pmu::is_pmu;
 use umbra_arm64::sysreg::{SysReg, is_id_space, is_tlbi};
 
 /// The fine-grained bit for an encoding.
@@ -275,6 +277,9 @@ pub(super) fn family(enc: SysReg) -> Option<Row> {
     if is_tlbi(enc) {
         return tlbi(enc);
     }
+    if is_pmu(enc) {
+        return Some(counters(enc));
+    }
     // IMPLEMENTATION DEFINED (Arm ARM D18.3, C5.1.3).
     if matches!(enc.op0(), 1 | 3) && matches!(enc.crn(), 11 | 15) {
         return Some(one(No, Hcr(hcr::TIDCP)));
@@ -290,6 +295,31 @@ pub(super) fn family(enc: SysReg) -> Option<Row> {
         return Some(debug(D(bit), mdcr::TDA));
     }
     None
+}
+
+/// A register of the performance counters (Arm ARM D24.2.59, HDFGRTR_EL2). What PMSELR_EL0 selects is trapped as
+/// an event counter.
+fn counters(enc: SysReg) -> Row {
+    let bit = match enc {
+        SysReg::PMCR_EL0 => {
+            return two(D(21), Coarse::Mdcr(mdcr::TPM), Coarse::Mdcr(mdcr::TPMCR));
+        }
+        SysReg::PMCCFILTR_EL0 => 14,
+        SysReg::PMCCNTR_EL0 => 15,
+        SysReg::PMCNTENSET_EL0 | SysReg::PMCNTENCLR_EL0 => 16,
+        SysReg::PMINTENSET_EL1 | SysReg::PMINTENCLR_EL1 => 17,
+        SysReg::PMOVSSET_EL0 | SysReg::PMOVSCLR_EL0 => 18,
+        SysReg::PMSELR_EL0 => 19,
+        SysReg::PMSWINC_EL0 => 20,
+        SysReg::PMMIR_EL1 => 22,
+        SysReg::PMUSERENR_EL0 => 57,
+        SysReg::PMCEID0_EL0 | SysReg::PMCEID1_EL0 => 58,
+        SysReg::PMXEVTYPER_EL0 => 13,
+        SysReg::PMXEVCNTR_EL0 => 12,
+        numbered if numbered.crm() >= 12 => 13,
+        _ => 12,
+    };
+    one(D(bit), Coarse::Mdcr(mdcr::TPM))
 }
 
 /// TLB maintenance of the EL1&0 regime (Arm ARM C5.5); that of EL2 is undefined at EL1.

@@ -218,6 +218,8 @@ fn each_coarse_bit_takes_its_own() {
         (Reg::MdcrEl2, mdcr::TDRA, true, SysReg::MDRAR_EL1, 1),
         (Reg::MdcrEl2, mdcr::TDCC, true, SysReg::MDCCSR_EL0, 6),
         (Reg::MdcrEl2, mdcr::TDE, true, SysReg::MDSCR_EL1, 64 + 16),
+        (Reg::MdcrEl2, mdcr::TPM, true, SysReg::PMCCNTR_EL0, 79),
+        (Reg::MdcrEl2, mdcr::TPMCR, true, SysReg::PMCR_EL0, 1),
         (Reg::CptrEl2, cptr::TCPAC, false, SysReg::CPACR_EL1, 1),
         (
             Reg::CnthctlEl2,

@@ -15,7 +15,7 @@ use umbra_nested::shadow::{ContextId, ContextKey};
 
 use super::super::gic::deliver;
 use super::super::vcpu::{State, Vcpu, request};
-use super::super::{debug, events, inject, loaded, timer};
+use super::super::{debug, events, inject, loaded, pmu, timer};
 use super::route;
 use super::shadow::Acquired;
 
@@ -88,6 +88,7 @@ fn change(
         debug::arm(&hw, state);
         put
     };
+    pmu::follow(vcpu, state);
     deliver(&vcpu.vm, kicks);
     ended.deliver(vcpu);
     vcpu.vm.gic.relink_timers(vcpu);

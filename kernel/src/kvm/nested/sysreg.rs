@@ -12,8 +12,8 @@ use umbra_nested::at::{self, Context, Op};
 use umbra_nested::stage1::Stage1Regs;
 
 use super::super::exit::{read_x, write_x};
-use super::super::timer;
 use super::super::vcpu::{State, Vcpu, request};
+use super::super::{pmu, timer};
 use super::fault::VmMemory;
 use super::{interrupts, tlbi};
 
@@ -92,6 +92,9 @@ pub(in crate::kvm) fn access(
         vcpu.hw.lock().regs.set_any(reg, value);
         if moves_interrupts(enc) {
             vcpu.kick(request::GIC);
+        }
+        if reg == Reg::MdcrEl2 {
+            pmu::divide(vcpu, state);
         }
     }
     true

@@ -182,6 +182,7 @@ impl Description {
 
 impl Drop for Description {
     fn drop(&mut self) {
+        crate::sys::lock::release(self.id);
         if let Some(id) = self.inode {
             crate::files::tree::release(id);
         }

@@ -56,6 +56,7 @@ errors! {
     ERANGE "numerical result out of range",
     EDEADLK "resource deadlock avoided",
     ENAMETOOLONG "file name too long",
+    ENOLCK "no locks available",
     ENOSYS "function not implemented",
     ENOTEMPTY "directory not empty",
     ELOOP "too many levels of symbolic links",

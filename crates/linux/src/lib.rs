@@ -10,6 +10,7 @@
 //!  memory    vma                     which addresses mean what
 //!  files     fd ── fs ── cpio        names and contents
 //!            pipe socket eventfd timerfd tty epoll     things that become ready
+//!            lock                      who may use a file meanwhile
 //!  threads   futex signal wait       who waits for whom
 //!  testing   einj                    how memory errors are injected
 //!  shared    errno outcome events time uapi      the words they are told in
@@ -34,6 +35,7 @@ pub mod events;
 pub mod fd;
 pub mod fs;
 pub mod futex;
+pub mod lock;
 pub mod memfd;
 pub mod outcome;
 pub mod pipe;

@@ -21,7 +21,7 @@ const ROUNDS: u64 = 2000;
 type Part = fn() -> Result<(), String>;
 
 fn main() -> ExitCode {
-    let parts: [(&str, Part); 10] = [
+    let parts: [(&str, Part); 11] = [
         ("mutex and atomics", counters),
         ("condition variable", ring),
         ("channel", channel),
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         ("sleep", sleep),
         ("memory", memory),
         ("memory files", memory_files),
+        ("locked files", locked_files),
         ("sockets", sockets),
         ("files over a socket", files_over_a_socket),
         ("an idle CPU", apart),
@@ -350,6 +351,41 @@ fn come_apart() -> bool {
         });
         first.join().unwrap_or(false)
     })
+}
+
+/// A lock on a file keeps other open files of it out, may be shared, goes over to who waits for it, and ends
+/// with the file.
+fn locked_files() -> Result<(), String> {
+    const NAME: &str = "/tmp-locked";
+    let open = || std::fs::File::create(NAME).map_err(|e| format!("open: {e}"));
+    let failed = |what: &'static str| move |why: std::io::Error| format!("{what}: {why}");
+    let taken = |file: &std::fs::File, what: &str| match file.try_lock() {
+        Err(std::fs::TryLockError::WouldBlock) => Ok(()),
+        other => Err(format!("{what}: {other:?}")),
+    };
+    let (first, second) = (open()?, open()?);
+    first.lock_shared().map_err(failed("a shared lock"))?;
+    second.lock_shared().map_err(failed("another's"))?;
+    taken(&second, "an exclusive one beside it")?;
+    second.unlock().map_err(failed("unlock"))?;
+    let copy = first.try_clone().map_err(failed("dup"))?;
+    copy.lock().map_err(failed("by another descriptor"))?;
+    taken(&second, "what a copy locked")?;
+    drop(first);
+    taken(&second, "what one of two descriptors still locks")?;
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| second.lock());
+        std::thread::sleep(Duration::from_millis(20));
+        if waiter.is_finished() {
+            return Err("a lock was had that another has".to_owned());
+        }
+        drop(copy);
+        waiter
+            .join()
+            .map_err(|_| "it panicked".to_owned())?
+            .map_err(failed("a lock that was waited for"))
+    })?;
+    std::fs::remove_file(NAME).map_err(failed("unlink"))
 }
 
 /// A listener in a directory of its own; every thread has an answer from it. Then what is not there.

@@ -2,7 +2,7 @@
 
 use umbra_linux::{Errno, uapi};
 
-use super::{Args, descriptor, int, user};
+use super::{Args, descriptor, int, lock, user};
 use crate::file::{Call, Description};
 
 use crate::files::{MemoryFile, PipeEnd};
@@ -16,6 +16,9 @@ const F_SETFL: u64 = 4;
 const F_GETLK: u64 = 5;
 const F_SETLK: u64 = 6;
 const F_SETLKW: u64 = 7;
+const F_OFD_GETLK: u64 = 36;
+const F_OFD_SETLK: u64 = 37;
+const F_OFD_SETLKW: u64 = 38;
 const F_ADD_SEALS: u64 = 1033;
 const F_GET_SEALS: u64 = 1034;
 const F_DUPFD_CLOEXEC: u64 = 1030;
@@ -111,7 +114,9 @@ pub(super) fn fcntl(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
             }
             Ok(memory.seals().into())
         }
-        // Record locks are granted: the files are the machine's own and shared by design.
+        F_OFD_GETLK => lock::get_range(call, &file, a[2]),
+        F_OFD_SETLK | F_OFD_SETLKW => lock::set_range(call, &file, a[2], a[1] == F_OFD_SETLKW),
+        // A process's own are granted: the files are the machine's own and shared by design.
         F_SETLK | F_SETLKW => Ok(0),
         F_GETLK => {
             const F_UNLCK: u16 = 2;
@@ -120,11 +125,6 @@ pub(super) fn fcntl(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
         }
         _ => Err(Errno::EINVAL),
     }
-}
-
-/// flock: granted, as record locks are.
-pub(super) fn flock(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
-    call.process.description(descriptor(a[0])?).map(|_| 0)
 }
 
 pub(super) fn fsync(call: &Call<'_>, a: Args) -> Result<u64, Errno> {

@@ -8,6 +8,7 @@ mod fd;
 pub(crate) mod futex;
 pub(crate) mod info;
 mod io;
+pub(crate) mod lock;
 mod memory;
 mod message;
 mod path;
@@ -83,7 +84,7 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         24 => fd::dup3(call, a),
         25 => fd::fcntl(call, a),
         29 => fd::ioctl(call, a),
-        32 => fd::flock(call, a),
+        32 => lock::flock(call, a),
         34 => path::mkdirat(call, a),
         35 => path::unlinkat(call, a),
         36 => path::symlinkat(call, a),

@@ -127,7 +127,7 @@ pub(crate) enum Run {
     /// A memory error that one process of a guest's guest meets, and nobody else: tells its way storey by
     /// storey, and what was lost.
     MemoryError(MemoryErrorArgs),
-    /// A static arm64 Linux program as a process on umbra. Its exit status becomes this command's.
+    /// An arm64 Linux program as a process on umbra. Its exit status becomes this command's.
     Program(ProgramArgs),
 }
 
@@ -236,10 +236,11 @@ pub(crate) struct MemoryErrorArgs {
 /// Arguments of `run program`.
 #[derive(Debug, Args)]
 pub(crate) struct ProgramArgs {
-    /// The program: a static arm64 Linux ELF. It runs as /bin/NAME in the directory /.
+    /// The program: an arm64 Linux ELF, static, or with its dynamic linker and libraries by --with. It runs as
+    /// /bin/NAME in the directory /.
     pub(crate) path: PathBuf,
-    /// A file to put into the directory / under its own name, or at the path behind `=`; may be given
-    /// again.
+    /// A file to put into the directory / under its own name, or at the path behind `=`, or a directory with all
+    /// that is in it; may be given again.
     #[arg(long, value_name = "FILE[=PATH]")]
     pub(crate) with: Vec<String>,
     /// The program's standard input: a file, or `-` for one's own, read to its end before the program starts.

@@ -35,6 +35,15 @@ impl Item {
         })
     }
 
+    /// These bytes as a program.
+    pub(crate) fn program(path: &str, content: Vec<u8>) -> Self {
+        Self {
+            path: path.to_owned(),
+            content,
+            permissions: 0o755,
+        }
+    }
+
     /// These bytes as a file.
     pub(crate) fn bytes(path: &str, content: Vec<u8>) -> Self {
         Self {

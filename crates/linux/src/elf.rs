@@ -1,4 +1,5 @@
-//! Programs: static ELF executables for arm64, fixed (ET_EXEC) or static-pie (ET_DYN).
+//! Programs: ELF executables for arm64, fixed (ET_EXEC) or position independent (ET_DYN), static or with a
+//! dynamic linker, which is a program itself and loaded beside the one that names it.
 //!
 //! [`Image::read`] checks everything, [`Image::plan`] says what to map; nothing is loaded here. What
 //! always holds of a plan: its segments' pages ascend, do not overlap, lie in user space, and their
@@ -15,6 +16,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// The most program headers that are read.
 const MAX_HEADERS: u16 = 64;
+/// The longest path, with its zero.
+pub const MAX_PATH: u64 = 4096;
 const EM_AARCH64: u16 = 183;
 const ET_EXEC: u16 = 2;
 const ET_DYN: u16 = 3;
@@ -70,8 +73,6 @@ pub enum ExecError {
     NotElf,
     /// An ELF file, but not a 64-bit little-endian arm64 executable.
     WrongMachine,
-    /// It asks for a dynamic linker.
-    Dynamic,
     /// Its headers contradict themselves or the file's size.
     Malformed(&'static str),
     /// The file could not be read.
@@ -83,8 +84,6 @@ impl ExecError {
     pub const fn errno(self) -> Errno {
         match self {
             Self::NotElf | Self::WrongMachine | Self::Malformed(_) => Errno::ENOEXEC,
-            // As on a system where the linker is missing.
-            Self::Dynamic => Errno::ENOENT,
             Self::Read(errno) => errno,
         }
     }
@@ -95,9 +94,6 @@ impl fmt::Display for ExecError {
         match self {
             Self::NotElf => f.write_str("not an ELF file"),
             Self::WrongMachine => f.write_str("not a 64-bit arm64 executable"),
-            Self::Dynamic => {
-                f.write_str("needs a dynamic linker; only static executables can be run")
-            }
             Self::Malformed(what) => write!(f, "malformed ELF file: {what}"),
             Self::Read(errno) => write!(f, "cannot read: {errno}"),
         }
@@ -115,7 +111,17 @@ pub struct Image {
     phnum: u16,
     exec_stack: bool,
     align: u64,
+    interpreter: Option<Part>,
     segments: Vec<RawSegment>,
+}
+
+/// Bytes of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// Where they begin.
+    pub offset: u64,
+    /// How many.
+    pub len: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -167,6 +173,8 @@ pub struct LoadPlan {
     pub brk: Hva,
     /// The program asks for an executable stack.
     pub exec_stack: bool,
+    /// What was added to the file's own addresses.
+    pub bias: u64,
 }
 
 impl Image {
@@ -200,6 +208,7 @@ impl Image {
             phnum,
             exec_stack: false,
             align: PAGE,
+            interpreter: None,
             segments: Vec::new(),
         };
         for header in headers.iter() {
@@ -219,7 +228,12 @@ impl Image {
         self.pie
     }
 
-    /// What to map if a static-pie starts at `base` or just above; a fixed program ignores it. Fails
+    /// Where the file names its dynamic linker: a path of less than [`MAX_PATH`] bytes and a zero.
+    pub const fn interpreter(&self) -> Option<Part> {
+        self.interpreter
+    }
+
+    /// What to map if a position-independent program starts at `base` or just above; a fixed program ignores it. Fails
     /// if that is not in user space.
     pub fn plan(&self, base: Hva) -> Result<LoadPlan, ExecError> {
         const RANGE: ExecError = ExecError::Malformed("segments outside user space");
@@ -252,12 +266,23 @@ impl Image {
             phnum: self.phnum,
             brk: Hva::new(end),
             exec_stack: self.exec_stack,
+            bias,
         })
     }
 
     fn take(&mut self, header: &ProgramHeader, file_len: u64) -> Result<(), ExecError> {
         match header.kind.get() {
-            PT_INTERP => return Err(ExecError::Dynamic),
+            PT_INTERP => {
+                let part = Part {
+                    offset: header.offset.get(),
+                    len: header.filesz.get(),
+                };
+                let end = part.offset.checked_add(part.len);
+                if part.len < 2 || part.len > MAX_PATH || end.is_none_or(|end| end > file_len) {
+                    return Err(ExecError::Malformed("the dynamic linker's name"));
+                }
+                self.interpreter = Some(part);
+            }
             PT_PHDR => self.phdr = Some(header.vaddr.get()),
             PT_GNU_STACK => self.exec_stack = header.flags.get() & PF_X != 0,
             PT_LOAD if header.memsz.get() > 0 || header.filesz.get() > 0 => {
@@ -492,6 +517,7 @@ mod tests {
                 phnum: 3,
                 brk: Hva::new(0x5e_9000),
                 exec_stack: false,
+                bias: 0,
             }
         );
     }
@@ -507,12 +533,31 @@ mod tests {
             .unwrap()
             .plan(Hva::new(0x5555_0001_2345))
             .unwrap();
+        assert_eq!(plan.bias, 0x5555_0002_0000);
         assert_eq!(plan.phdr, Some(Hva::new(0x5555_0002_0040)));
         assert_eq!(plan.entry, Hva::new(0x5555_0002_0000 + 0x40_0680));
         let bss = plan.segments[1];
         assert_eq!((bss.file, bss.zero), (None, None));
         assert_eq!(bss.anon, Some((Hva::new(0x5555_0003_1000), 0x2000)));
         assert_eq!(plan.brk, Hva::new(0x5555_0003_3000));
+    }
+
+    #[test]
+    fn a_dynamic_program_says_where_its_linker_is_named() {
+        let mut headers = busybox();
+        assert_eq!(
+            read(&file(ET_EXEC, &headers, 0x1e_2000))
+                .unwrap()
+                .interpreter(),
+            None
+        );
+        headers.insert(0, header(PT_INTERP, PF_R, 0x238, 0x40_0238, 27, 27));
+        let image = read(&file(ET_EXEC, &headers, 0x1e_2000)).unwrap();
+        let named = Part {
+            offset: 0x238,
+            len: 27,
+        };
+        assert_eq!(image.interpreter(), Some(named));
     }
 
     #[test]
@@ -524,8 +569,10 @@ mod tests {
             ExecError::Malformed(what) => what,
             other => panic!("{other}"),
         };
-        assert_eq!(with(header(PT_INTERP, 0, 0, 0, 1, 1)), ExecError::Dynamic);
-        assert_eq!(ExecError::Dynamic.errno(), Errno::ENOENT);
+        for (offset, len) in [(0, 1), (0x1fff, 2), (0, MAX_PATH + 1), (u64::MAX, 2)] {
+            let named = header(PT_INTERP, 0, offset, 0, len, len);
+            assert!(malformed(with(named)).contains("linker"));
+        }
         assert!(malformed(load(0, 0x40_0000, 2, 1)).contains("larger"));
         assert!(malformed(load(0x1fff, 0x40_0fff, 2, 2)).contains("end of the file"));
         assert!(malformed(load(u64::MAX, 0x40_0fff, 2, 2)).contains("end of the file"));

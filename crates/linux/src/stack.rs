@@ -55,6 +55,8 @@ pub struct Start<'a> {
     pub path: &'a [u8],
     /// How it was loaded.
     pub plan: &'a LoadPlan,
+    /// AT_BASE: where its dynamic linker was, 0 without one.
+    pub linker: u64,
     /// AT_HWCAP: which instructions a process may use. Must be true of this machine.
     pub hwcap: u64,
     /// AT_HWCAP2.
@@ -124,7 +126,7 @@ fn auxv(start: &Start<'_>, base: u64, strings: &Strings) -> [(u64, u64); AUXV_EN
         (AT_PHDR, start.plan.phdr.map_or(0, Hva::raw)),
         (AT_PHENT, PHENT),
         (AT_PHNUM, u64::from(start.plan.phnum)),
-        (AT_BASE, 0),
+        (AT_BASE, start.linker),
         (AT_FLAGS, 0),
         (AT_ENTRY, start.plan.entry.raw()),
         (AT_UID, 0),
@@ -211,6 +213,7 @@ mod tests {
             phnum: 9,
             brk: Hva::new(0x50_0000),
             exec_stack: false,
+            bias: 0,
         }
     }
 
@@ -221,6 +224,7 @@ mod tests {
             env,
             path: b"/bin/x",
             plan,
+            linker: 0x77_0000,
             hwcap: 0xff,
             hwcap2: 7,
             min_signal_stack: 4720,
@@ -286,7 +290,7 @@ mod tests {
             for (key, value) in [
                 (AT_PHDR, 0x40_0040), (AT_PHENT, 56), (AT_PHNUM, 9), (AT_PAGESZ, 4096), (AT_ENTRY, 0x40_0680),
                 (AT_HWCAP, 0xff), (AT_HWCAP2, 7), (AT_SECURE, 0), (AT_UID, 0), (AT_CLKTCK, 100),
-                (AT_MINSIGSTKSZ, 4720), (AT_BASE, 0),
+                (AT_MINSIGSTKSZ, 4720), (AT_BASE, 0x77_0000),
             ] {
                 prop_assert_eq!(aux.get(&key), Some(&value));
             }

@@ -1,4 +1,5 @@
-//! Loading a program: a fresh address space with its segments, stack and start values.
+//! Loading a program: a fresh address space with its segments, those of its dynamic linker, stack and start
+//! values.
 //!
 //! Everything that can fail happens before anything of the old program is touched; [`Program`] is
 //! then put in place by whoever asked (`start` for the first program, [`execute`] for the others).
@@ -10,7 +11,7 @@ use core::sync::atomic::Ordering;
 use umbra_arm64::Hva;
 use umbra_hw::fp::FpState;
 use umbra_hw::user::UserFrame;
-use umbra_linux::elf::{ExecError, Image, Segment};
+use umbra_linux::elf::{ExecError, Image, LoadPlan, Segment};
 use umbra_linux::fs::{Access, InodeId};
 use umbra_linux::signal::MIN_SIGNAL_STACK;
 use umbra_linux::stack::{self, Start};
@@ -26,6 +27,8 @@ use crate::sched::Task;
 
 /// Where a position-independent program goes.
 const PIE_BASE: u64 = 0x5555_0000_0000;
+/// Where a dynamic linker goes.
+const LINKER_BASE: u64 = 0x5000_0000_0000;
 /// One above the stack.
 const STACK_TOP: u64 = 0x7fff_ffff_0000;
 /// Bytes of the stack area at first; it grows.
@@ -77,6 +80,65 @@ fn script(id: InodeId) -> Result<Option<Interpreter>, Errno> {
     Ok(Some((path.to_vec(), argument)))
 }
 
+/// A file that is an executable.
+struct Elf {
+    id: InodeId,
+    pages: Arc<tree::Pages>,
+    image: Image,
+}
+
+/// What execve answers for a file that is none; the log says why.
+fn refused(exe: &[u8], error: ExecError) -> Errno {
+    if error != ExecError::NotElf {
+        log::warn!("{}: {error}", tree::Shown(exe));
+    }
+    error.errno()
+}
+
+impl Elf {
+    fn open(id: InodeId, pages: Arc<tree::Pages>, exe: &[u8]) -> Result<Self, Errno> {
+        let length = tree::with(|fs| fs.len(id))?;
+        let image = Image::read(length, |offset, buffer| read_all(id, offset, buffer))
+            .map_err(|error| refused(exe, error))?;
+        Ok(Self { id, pages, image })
+    }
+
+    fn plan(&self, base: u64, exe: &[u8]) -> Result<LoadPlan, Errno> {
+        self.image
+            .plan(Hva::new(base))
+            .map_err(|error| refused(exe, error))
+    }
+
+    /// The dynamic linker that it names, if it names one. That one's own is not asked for, as on Linux.
+    fn linker(
+        &self,
+        find: impl Fn(&[u8]) -> Result<(InodeId, Vec<u8>), Errno>,
+    ) -> Result<Option<Self>, Errno> {
+        let Some(part) = self.image.interpreter() else {
+            return Ok(None);
+        };
+        let mut path = alloc::vec![0; part.len as usize];
+        read_all(self.id, part.offset, &mut path)?;
+        if path.pop() != Some(0) || path.contains(&0) {
+            return Err(Errno::ENOEXEC);
+        }
+        let (id, exe) = find(&path).inspect_err(|errno| {
+            log::warn!("dynamic linker {}: {errno}", tree::Shown(&path));
+        })?;
+        let pages = tree::Pages::new(id)?;
+        tree::with(|fs| fs.check_access(id, Access::EXEC))?;
+        Self::open(id, pages, &exe).map(Some)
+    }
+}
+
+fn read_all(id: InodeId, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+    if tree::read_at(id, offset, buffer)? == buffer.len() {
+        Ok(())
+    } else {
+        Err(Errno::EIO)
+    }
+}
+
 impl Program {
     /// Loads the program at `path`, which is looked up by `find`. On success the new address space
     /// is this CPU's; on failure the caller restores its own.
@@ -93,7 +155,9 @@ impl Program {
             let pages = tree::Pages::new(id)?;
             tree::with(|fs| fs.check_access(id, Access::EXEC))?;
             let Some((interpreter, argument)) = script(id)? else {
-                return Self::load_elf(id, pages, exe, &named, &args, env);
+                let program = Elf::open(id, pages, &exe)?;
+                let linker = program.linker(&find)?;
+                return Self::load_elf(&program, linker.as_ref(), exe, &named, &args, env);
             };
             let rest = args.split_off(args.len().min(1));
             args = core::iter::once(interpreter.clone())
@@ -107,33 +171,27 @@ impl Program {
     }
 
     fn load_elf(
-        id: InodeId,
-        pages: Arc<tree::Pages>,
+        program: &Elf,
+        linker: Option<&Elf>,
         exe: Vec<u8>,
         path: &[u8],
         args: &[Vec<u8>],
         env: &[Vec<u8>],
     ) -> Result<Self, Errno> {
-        let length = tree::with(|fs| fs.len(id))?;
-        let image = Image::read(length, |offset, buffer| {
-            let count = tree::read_at(id, offset, buffer)?;
-            if count == buffer.len() {
-                Ok(())
-            } else {
-                Err(Errno::EIO)
-            }
-        })
-        .and_then(|image| image.plan(Hva::new(PIE_BASE)))
-        .map_err(|error| {
-            if error != ExecError::NotElf {
-                log::warn!("{}: {error}", tree::Shown(&exe));
-            }
-            error.errno()
-        })?;
+        let image = program.plan(PIE_BASE, &exe)?;
+        let linker = match linker {
+            Some(elf) => Some((elf, elf.plan(LINKER_BASE, &exe)?)),
+            None => None,
+        };
         let mm = Mm::new().ok_or(Errno::ENOMEM)?;
         mm.load();
         for segment in &image.segments {
-            map_segment(&mm, segment, &pages)?;
+            map_segment(&mm, segment, &program.pages)?;
+        }
+        if let Some((elf, plan)) = &linker {
+            for segment in &plan.segments {
+                map_segment(&mm, segment, &elf.pages)?;
+            }
         }
         mm.set_brk_start(image.brk);
         let stack_prot = if image.exec_stack {
@@ -161,6 +219,7 @@ impl Program {
                 env: &env,
                 path,
                 plan: &image,
+                linker: linker.as_ref().map_or(0, |(_, plan)| plan.bias),
                 hwcap: features::hwcap(),
                 hwcap2: 0,
                 min_signal_stack: MIN_SIGNAL_STACK,
@@ -170,11 +229,12 @@ impl Program {
         )?;
         mm.write_bytes(start.sp, &start.bytes)?;
         let trampoline = map_trampoline(&mm)?;
+        let entry = linker.as_ref().map_or(image.entry, |(_, plan)| plan.entry);
         Ok(Self {
             mm,
             name: thread_name(path),
             exe,
-            frame: UserFrame::new(image.entry.raw(), start.sp.raw()),
+            frame: UserFrame::new(entry.raw(), start.sp.raw()),
             trampoline,
         })
     }

@@ -1,4 +1,4 @@
-//! `run program`: one static arm64 Linux program as a process on umbra.
+//! `run program`: one arm64 Linux program as a process on umbra.
 //!
 //! The program is umbra's first program, `umbra.quiet` keeps umbra's own lines off the console, and
 //! `umbra.exit=semihosting` makes QEMU end with the program's exit status. So standard output is the
@@ -30,7 +30,9 @@ const STDIN: &str = "/.stdin";
 pub(crate) fn run(ws: &Workspace, args: &ProgramArgs) -> Result<ExitCode> {
     let elf = std::fs::read(&args.path)
         .with_context(|| format!("cannot read {}", args.path.display()))?;
-    check(&elf, &args.path)?;
+    check(&elf, &args.path, |linker| {
+        args.with.iter().any(|word| gives(word, linker))
+    })?;
     setup::for_build(ws)?;
     let qemu = setup::qemu(ws, args.machine.qemu.as_deref())?;
     let kernel = step("build umbra", || build::kernel(ws, Profile::Release))?;
@@ -73,7 +75,7 @@ pub(crate) fn machine(
     let mut items = vec![Item::from_file(&path, &args.path)?];
     for word in &args.with {
         let (file, at) = placed(word)?;
-        items.push(Item::from_file(&at, &file)?);
+        put(&mut items, &file, &at)?;
     }
     let mut words = BootArgs::new(&path, args.args.clone()).with("umbra.quiet");
     if let Some(bytes) = input(args.stdin.as_deref())? {
@@ -91,6 +93,28 @@ pub(crate) fn machine(
         append,
         disk: Disk::of(args.machine.disk.as_deref())?,
     })
+}
+
+/// A file at its path; of a directory, what is in it.
+fn put(items: &mut Vec<Item>, file: &Path, at: &str) -> Result<()> {
+    if !file.is_dir() {
+        items.push(Item::from_file(at, file)?);
+        return Ok(());
+    }
+    let entries =
+        std::fs::read_dir(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut files = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()?;
+    files.sort();
+    for file in files {
+        put(
+            items,
+            &file,
+            &format!("{}/{}", at.trim_end_matches('/'), file_name(&file)?),
+        )?;
+    }
+    Ok(())
 }
 
 /// The bytes of the program's standard input, if it is to have any.
@@ -126,8 +150,16 @@ fn placed(word: &str) -> Result<(PathBuf, String)> {
     }
 }
 
-/// Refuses what umbra could not start anyway, with a reason.
-fn check(elf: &[u8], path: &Path) -> Result<()> {
+/// Whether this word of `--with` puts a file at `path`.
+fn gives(word: &str, path: &str) -> bool {
+    let mut items = Vec::new();
+    placed(word)
+        .is_ok_and(|(file, at)| path.starts_with(&at) && put(&mut items, &file, &at).is_ok())
+        && items.iter().any(|item| item.path() == path)
+}
+
+/// Refuses what umbra could not start anyway, with a reason. `there`: whether a path will be there.
+fn check(elf: &[u8], path: &Path, there: impl Fn(&str) -> bool) -> Result<()> {
     use object::elf::{EM_AARCH64, FileHeader64, PT_INTERP};
     use object::read::elf::{FileHeader, ProgramHeader};
     let name = path.display();
@@ -138,14 +170,23 @@ fn check(elf: &[u8], path: &Path) -> Result<()> {
     if header.e_machine(endian) != EM_AARCH64 {
         bail!("{name} is a program for another architecture than arm64");
     }
-    if header
+    let named = header
         .program_headers(endian, elf)?
         .iter()
-        .any(|p| p.p_type(endian) == PT_INTERP)
-    {
-        bail!("{name} is linked dynamically; umbra runs static programs");
+        .find(|p| p.p_type(endian) == PT_INTERP)
+        .and_then(|p| p.data(endian, elf).ok())
+        .map(|path| {
+            String::from_utf8_lossy(path)
+                .trim_end_matches('\0')
+                .to_owned()
+        });
+    match named {
+        Some(linker) if !there(&linker) => bail!(
+            "{name} is linked dynamically, by {linker}: give that and the libraries with --with (a directory \
+             gives all that is in it)"
+        ),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -164,12 +205,19 @@ mod tests {
 
     #[test]
     fn what_is_no_arm64_program_is_refused_by_name() {
-        let say = |bytes: &[u8]| check(bytes, Path::new("prog")).unwrap_err().to_string();
+        let say = |bytes: &[u8]| {
+            check(bytes, Path::new("prog"), |_| false)
+                .unwrap_err()
+                .to_string()
+        };
         assert!(say(b"#!/bin/sh\n").contains("no 64-bit ELF"));
         // This test itself is a program of the host's.
         if cfg!(target_arch = "x86_64") {
             let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
             assert!(say(&own).contains("another architecture"));
         }
+        let linked = crate::test::linked::program();
+        assert!(say(&linked).contains("by /lib/linker"));
+        assert!(check(&linked, Path::new("prog"), |path| path == "/lib/linker").is_ok());
     }
 }

@@ -5,6 +5,7 @@ use super::cases::{Case, Guests, HELLO, Work};
 use super::disk;
 use super::firmware;
 use super::judge::{Part, Passed, judge, parts};
+use super::linked;
 use super::network;
 use super::report::{Tally, tail};
 use super::terminal;
@@ -302,6 +303,8 @@ impl Bench<'_> {
         let mut items = vec![
             Item::from_file("/bin/busybox", &setup::busybox(self.ws)?)?,
             Item::from_file("/bin/el0-threads", &self.tests.threads)?,
+            Item::program("/bin/linked", linked::program()),
+            Item::program(linked::LINKER, linked::linker()),
             Item::from_file("/bin/kvm-probe", &self.tests.probe)?,
             Item::text("/hello.txt", HELLO),
         ];

@@ -26,6 +26,8 @@ pub(crate) enum File {
     Threads,
     /// Questions to /dev/kvm, /bin/kvm-probe.
     Probe,
+    /// A program with a dynamic linker, /bin/linked.
+    Linked,
 }
 
 impl File {
@@ -35,6 +37,7 @@ impl File {
             Self::Busybox => "/bin/busybox",
             Self::Threads => "/bin/el0-threads",
             Self::Probe => "/bin/kvm-probe",
+            Self::Linked => "/bin/linked",
         }
     }
 }
@@ -290,7 +293,7 @@ pub(crate) fn all(ws: &Workspace, nonce: &str) -> Result<Vec<Case>> {
 }
 
 fn fixed(nonce: &str) -> Vec<Case> {
-    use File::{Busybox, Probe, Threads};
+    use File::{Busybox, Linked, Probe, Threads};
     use Work::{First, Linux, Program, Reference};
     let up = |cpus: u32| {
         let banner = format!("(?m)^umbra: {cpus} CPUs? up$");
@@ -430,6 +433,8 @@ fn fixed(nonce: &str) -> Vec<Case> {
             &[],
         )
         .status(42),
+        Case::new("program/linked", 1, First(Linked, vec![], ""), 30, &[])
+            .status(super::linked::STATUS),
         terminal(Leave::PowerOff),
         terminal(Leave::CtrlAX),
         terminal(Leave::Terminated),

@@ -8,6 +8,7 @@ mod firmware;
 mod host;
 mod judge;
 mod libtest;
+pub(crate) mod linked;
 mod mutants;
 mod network;
 mod pages;

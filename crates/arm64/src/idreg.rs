@@ -157,10 +157,14 @@ impl IdRegs {
 
     /// Whether a VMM may write `value` to the register `enc`, `self` being what was shown at first.
     ///
-    /// Every field must be what was shown, or, if it is writable, lower; a bit that no field names
-    /// must be zero. The caller answers EINVAL for `false`.
+    /// Every field must be what was shown, or, if it is writable, lower ([`Field::takes`]); a bit that no
+    /// field names must be zero. CLIDR_EL1 is any hierarchy that needs what CTR_EL0 says, or more. The caller
+    /// answers EINVAL for `false`.
     pub fn accept(&self, enc: SysReg, value: u64) -> bool {
         let shown = self.get(enc);
+        if enc == SysReg::CLIDR_EL1 {
+            return cache::is_hierarchy(value, self.ctr);
+        }
         let Some(table) = TABLES.iter().find(|table| table.enc == enc) else {
             return value == shown;
         };
@@ -171,7 +175,7 @@ impl IdRegs {
         value & !named == shown & !named
             && table.fields.iter().all(|field| {
                 let (new, old) = (field.extract(value), field.extract(shown));
-                new == old || field.writable() && field.order(new) <= field.order(old)
+                field.takes(new, old)
             })
     }
 }
@@ -374,8 +378,13 @@ mod tests {
             "EL0 is not writable"
         );
         assert!(
-            ids.accept(SysReg::ID_AA64PFR0_EL1, pfr0 | 0xff << 16),
-            "FP −1 is lower than 1"
+            !ids.accept(SysReg::ID_AA64PFR0_EL1, pfr0 | 0xff << 16),
+            "FP cannot be taken away"
+        );
+        let mmfr1 = shown(&hardware(|_| 0), &CONFIGS[1]);
+        assert!(
+            mmfr1.accept(SysReg::ID_AA64MMFR1_EL1, 1 << 24),
+            "SpecSEI is what may happen"
         );
         assert!(!ids.accept(SysReg::ID_PFR0_EL1, 1));
         assert!(ids.accept(SysReg::ID_PFR0_EL1, 0));

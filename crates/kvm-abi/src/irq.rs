@@ -40,6 +40,15 @@ pub enum IrqLine {
 }
 
 impl IrqLine {
+    /// Whether `irq` names a pin of a vCPU itself, which only a VM without a GIC has; `None` for an unknown type.
+    pub const fn is_of_cpu(irq: u32) -> Option<bool> {
+        match irq >> 24 & 15 {
+            0 => Some(true),
+            1 | 2 => Some(false),
+            _ => None,
+        }
+    }
+
     /// Reads `irq`: vCPU id high part in \[31:28\], type in \[27:24\], vCPU id low part in
     /// \[23:16\], number in \[15:0\].
     ///
@@ -139,13 +148,36 @@ impl IoEventFd {
         Ok(())
     }
 
+    const fn compares(&self) -> bool {
+        self.flags & KVM_IOEVENTFD_FLAG_DATAMATCH != 0
+    }
+
+    const fn is_same_bus(&self, other: &Self) -> bool {
+        (self.flags ^ other.flags) & KVM_IOEVENTFD_FLAG_PIO == 0
+    }
+
+    /// Whether a write could signal both, which a VM does not have (EEXIST).
+    pub const fn collides(&self, other: &Self) -> bool {
+        let any_length = self.len == 0 || other.len == 0 || self.len == other.len;
+        let any_value = !self.compares() || !other.compares() || self.datamatch == other.datamatch;
+        self.is_same_bus(other) && self.addr == other.addr && any_length && any_value
+    }
+
+    /// Whether `other`, which is to be taken back, is this one; the eventfds are the caller's to compare.
+    pub const fn is(&self, other: &Self) -> bool {
+        self.is_same_bus(other)
+            && self.addr == other.addr
+            && self.len == other.len
+            && self.compares() == other.compares()
+            && (!self.compares() || self.datamatch == other.datamatch)
+    }
+
     /// Whether a write of `len` bytes of `value` at `addr` signals the eventfd.
     pub const fn matches(&self, addr: u64, len: u32, value: u64) -> bool {
-        let compares = self.flags & KVM_IOEVENTFD_FLAG_DATAMATCH != 0;
         self.flags & KVM_IOEVENTFD_FLAG_PIO == 0
             && self.addr == addr
             && (self.len == 0 || self.len == len)
-            && (!compares || self.datamatch == value)
+            && (!self.compares() || self.datamatch == value)
     }
 }
 

@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 /// A descriptor: an index into one process's table.
 pub type Fd = u32;
 
-/// RLIMIT_NOFILE as a process starts with it.
-pub const DEFAULT_LIMIT: u32 = 1024;
+/// RLIMIT_NOFILE: enough for a VMM with as many vCPUs as a VM may have.
+pub const DEFAULT_LIMIT: u32 = 4096;
 
 #[derive(Clone, Debug)]
 struct Slot<F> {

@@ -333,6 +333,18 @@ impl Vgic {
         if irq.group1 { self.group1 } else { self.group0 }
     }
 
+    /// Gives `vcpu` another affinity, before it runs: SPIs that were routed to it still are. `false`: another has that.
+    pub fn set_affinity(&mut self, vcpu: usize, affinity: Affinity) -> bool {
+        let mut others = self.vcpus.iter().enumerate();
+        if others.any(|(other, gic)| other != vcpu && gic.affinity == affinity) {
+            return false;
+        }
+        if let Some(gic) = self.vcpus.get_mut(vcpu) {
+            gic.affinity = affinity;
+        }
+        true
+    }
+
     /// An interrupt with a wire: a PPI or SPI.
     fn wired_mut(&mut self, vcpu: usize, intid: u32) -> Result<&mut Irq, NoSuchIrq> {
         if !(16..LPI_BASE).contains(&intid) {

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         ("sockets", sockets),
         ("files over a socket", files_over_a_socket),
         ("an idle CPU", apart),
+        ("affinity", affinity),
     ];
     for (name, part) in parts {
         if let Err(why) = part() {
@@ -65,6 +66,38 @@ where
             .map(|t| t.join().map_err(|_| "a thread panicked".to_string()))
             .collect()
     })
+}
+
+/// A thread runs on the CPUs that it says, and so do those that it makes.
+fn affinity() -> Result<(), String> {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+    let allowed = || sched_getaffinity(None).map_err(|e| format!("sched_getaffinity: {e}"));
+    let restrict =
+        |to: &CpuSet| sched_setaffinity(None, to).map_err(|e| format!("sched_setaffinity: {e}"));
+    if restrict(&CpuSet::new()).is_ok() {
+        return Err("no CPU at all was granted".into());
+    }
+    let all = allowed()?;
+    let cpus = (0..CpuSet::MAX_CPU).filter(|&cpu| all.is_set(cpu));
+    for cpu in cpus {
+        let mut one = CpuSet::new();
+        one.set(cpu);
+        restrict(&one)?;
+        let stays = || -> Result<(), String> {
+            for _ in 0..100 {
+                expect("the CPU", sched_getcpu() as u64, cpu as u64)?;
+                thread::yield_now();
+            }
+            thread::sleep(Duration::from_millis(1));
+            expect("the CPU after a sleep", sched_getcpu() as u64, cpu as u64)?;
+            expect("the set", allowed()?.count().into(), 1)
+        };
+        stays()?;
+        on_all(|_| stays())?
+            .into_iter()
+            .collect::<Result<(), _>>()?;
+    }
+    restrict(&all)
 }
 
 /// A file in memory (memfd_create): sizes, holes, seals, and what each refuses.

@@ -81,6 +81,10 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
             }
             Ok(())
         }
+        ProcFile::CpuRange => match sched::cpus() {
+            1 => writeln!(out, "0"),
+            cpus => writeln!(out, "0-{}", cpus - 1),
+        },
         ProcFile::MemInfo => {
             let (free, total) = mem::frame_counts();
             let (heap, used) = (umbra_hw::heap::total_bytes(), umbra_hw::heap::used_bytes());

@@ -93,10 +93,7 @@ impl Gic {
         let affinities: Vec<_> = vm
             .all_vcpus()
             .iter()
-            .map(|vcpu| {
-                let mpidr = vcpu.mpidr();
-                Affinity((mpidr & 0xff_ffff) as u32 | ((mpidr >> 32 & 0xff) as u32) << 24)
-            })
+            .map(|vcpu| Affinity::from_mpidr(vcpu.mpidr()))
             .collect();
         // Linux grants a GIC to a VM without vCPUs, which can then get none.
         if affinities.is_empty() {
@@ -128,6 +125,13 @@ impl Gic {
             self.notify_ends(vm, sink.gsi);
         }
         Ok(())
+    }
+
+    /// A vCPU that has not run has another MPIDR_EL1. `false`: another vCPU has that.
+    pub(super) fn set_affinity(&self, vm: &Vm, vcpu: usize, mpidr: u64) -> bool {
+        let affinity = Affinity::from_mpidr(mpidr);
+        self.with(vm, |vgic| (vgic.set_affinity(vcpu, affinity), Kicks::NONE))
+            .unwrap_or(true)
     }
 
     /// Runs `f` on the GIC, if there is one, and delivers its kicks.
@@ -361,22 +365,28 @@ impl Gic {
         }
     }
 
-    /// KVM_IRQ_LINE.
+    /// KVM_IRQ_LINE. `ENXIO`: the GIC is the VMM's, or the pin of a vCPU is the GIC's; `EBUSY`: it is not initialised;
+    /// `EINVAL`: no such line, or no such vCPU.
     pub(super) fn irq_line(&self, vm: &Vm, line: &IrqLevel) -> Result<(), Errno> {
         let level = line.level != 0;
-        let parsed = abi(IrqLine::parse(line.irq))?;
-        if let IrqLine::Cpu { vcpu, pin } = parsed {
-            return self.cpu_line(vm, vcpu, pin == 1, level);
-        }
-        if !self.is_initialised() {
+        // In Linux's order: whose GIC it is, then whether there is such a line.
+        let of_cpu = IrqLine::is_of_cpu(line.irq).ok_or(Errno::EINVAL)?;
+        if of_cpu == self.layout.lock().created {
             return Err(Errno::ENXIO);
         }
-        let (vcpu, intid) = match parsed {
-            IrqLine::Spi { intid } => (0, intid.into()),
-            IrqLine::Ppi { vcpu, intid } => (vcpu as usize, intid.into()),
-            IrqLine::Cpu { .. } => return Err(Errno::EINVAL),
-        };
-        self.set_level(vm, vcpu, intid, level)
+        if !of_cpu && !self.is_initialised() {
+            return Err(Errno::EBUSY);
+        }
+        match abi(IrqLine::parse(line.irq))? {
+            IrqLine::Cpu { vcpu, pin } => self.cpu_line(vm, vcpu, pin == 1, level),
+            IrqLine::Spi { intid } => self.set_level(vm, 0, intid.into(), level),
+            IrqLine::Ppi { vcpu, intid } => {
+                let vcpus = vm.all_vcpus();
+                let vcpu = vcpus.iter().find(|one| one.id == vcpu);
+                let vcpu = vcpu.ok_or(Errno::EINVAL)?;
+                self.set_level(vm, vcpu.index(), intid.into(), level)
+            }
+        }
     }
 
     /// The line of a device of umbra's own. No lock of the ladder from `vgic` on may be held.
@@ -385,12 +395,8 @@ impl Gic {
         let _ = self.set_level(vm, vcpu, intid, level);
     }
 
-    /// The IRQ or FIQ pin of a vCPU, which a GIC of the VMM's drives. `ENXIO`: the VM has a GIC itself;
-    /// `EINVAL`: no such vCPU.
+    /// The IRQ or FIQ pin of a vCPU, which a GIC of the VMM's drives. `EINVAL`: no such vCPU.
     fn cpu_line(&self, vm: &Vm, id: u32, is_fiq: bool, level: bool) -> Result<(), Errno> {
-        if self.layout.lock().created {
-            return Err(Errno::ENXIO);
-        }
         let vcpus = vm.all_vcpus();
         let vcpu = vcpus.iter().find(|vcpu| vcpu.id == id);
         let vcpu = vcpu.ok_or(Errno::EINVAL)?;

@@ -23,11 +23,6 @@ pub(super) struct IoEvents {
     events: SpinLock<Vec<IoEvent>>,
 }
 
-fn same(a: &IoEventFd, b: &IoEventFd) -> bool {
-    (a.addr, a.len, a.datamatch, a.flags & !DEASSIGN)
-        == (b.addr, b.len, b.datamatch, b.flags & !DEASSIGN)
-}
-
 impl IoEvents {
     pub(super) fn new() -> Self {
         Self {
@@ -35,22 +30,25 @@ impl IoEvents {
         }
     }
 
-    /// The ioctl.
+    /// The ioctl. `EINVAL`; `EBADF`; `EEXIST`: a write would signal two; `ENOENT`: it is not there to be taken back.
     pub(super) fn configure(&self, call: &Call<'_>, wanted: &IoEventFd) -> Result<(), Errno> {
-        abi(wanted.check())?;
+        let is_new = wanted.flags & DEASSIGN == 0;
+        if is_new {
+            abi(wanted.check())?;
+        }
         let fd = u32::try_from(wanted.fd).map_err(|_| Errno::EBADF)?;
         let file: Arc<dyn core::any::Any + Send + Sync> = call.process.file(fd)?;
         let event = file.downcast::<EventFd>().map_err(|_| Errno::EINVAL)?;
         let mut events = self.events.lock();
-        let found = events.iter().position(|other| same(&other.wanted, wanted));
-        if wanted.flags & DEASSIGN != 0 {
-            let at = found
-                .filter(|&at| Arc::ptr_eq(&events[at].event, &event))
+        if !is_new {
+            let at = events
+                .iter()
+                .position(|other| other.wanted.is(wanted) && Arc::ptr_eq(&other.event, &event))
                 .ok_or(Errno::ENOENT)?;
             events.remove(at);
             return Ok(());
         }
-        if found.is_some() {
+        if events.iter().any(|other| other.wanted.collides(wanted)) {
             return Err(Errno::EEXIST);
         }
         events.push(IoEvent {

@@ -151,9 +151,7 @@ pub(super) fn run(vcpu: &Arc<Vcpu>, call: &Call<'_>) -> Result<u64, Errno> {
     if !state.started {
         onereg::adopt_id_regs(vcpu, &mut state);
         state.has_gic = vcpu.vm.gic.layout.lock().created;
-        if !vcpu.vm.gic.is_initialised() {
-            without_gic(vcpu, &mut state);
-        }
+        tell_of_gic(vcpu, &mut state);
         device::check_before_run(&vcpu.vm)?;
         pmu::check(vcpu, &mut state)?;
         settle_timers(vcpu, &state)?;
@@ -234,14 +232,19 @@ fn settle_timers(vcpu: &Vcpu, state: &State) -> Result<(), Errno> {
     Ok(())
 }
 
-/// A VM without a GIC in the kernel: its ID registers show none, and the CPU interface's registers
-/// trap and are undefined (ICH_HCR_EL2.TC, TALL0, TALL1).
-fn without_gic(vcpu: &Vcpu, state: &mut State) {
+/// The ID registers show a GIC where there is one, whatever the VMM wrote. In a VM without a GIC in the
+/// kernel the CPU interface's registers trap and are undefined (ICH_HCR_EL2.TC, TALL0, TALL1).
+fn tell_of_gic(vcpu: &Vcpu, state: &mut State) {
     const GIC: u64 = 0xf << 24;
-    let shown = state.id_regs.get(SysReg::ID_AA64PFR0_EL1);
-    state.id_regs.set(SysReg::ID_AA64PFR0_EL1, shown & !GIC);
+    const GICV3: u64 = 1 << 24;
+    let is_there = vcpu.vm.gic.is_initialised();
+    let shown = state.id_regs.get(SysReg::ID_AA64PFR0_EL1) & !GIC;
+    let told = if is_there { GICV3 } else { 0 };
+    state.id_regs.set(SysReg::ID_AA64PFR0_EL1, shown | told);
     state.features = state.id_regs.features();
-    vcpu.hw.lock().ich_hcr = 1 << 10 | 1 << 11 | 1 << 12;
+    if !is_there {
+        vcpu.hw.lock().ich_hcr = 1 << 10 | 1 << 11 | 1 << 12;
+    }
 }
 
 fn turns(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {

@@ -296,10 +296,12 @@ impl Vcpu {
         self.mpidr.load(Ordering::Acquire)
     }
 
-    /// The VMM says what it is. `EINVAL` once others know the vCPU by it.
+    /// The VMM says what it is. `EINVAL` once the guest knows the vCPU by it, or if another of the GIC's has it.
     pub(super) fn set_mpidr(&self, mpidr: u64) -> Result<(), Errno> {
-        let settled = self.vm.gic.is_initialised() || self.vm.has_run();
-        if settled && mpidr != self.mpidr() {
+        if mpidr == self.mpidr() {
+            return Ok(());
+        }
+        if self.vm.has_run() || !self.vm.gic.set_affinity(&self.vm, self.index, mpidr) {
             return Err(Errno::EINVAL);
         }
         self.mpidr.store(mpidr, Ordering::Release);

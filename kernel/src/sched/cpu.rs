@@ -106,7 +106,7 @@ pub(super) fn enqueue(thread: Arc<Thread>) {
     }
 }
 
-/// Where a thread should run: its last CPU if that is idle, else any idle one, else the shortest
+/// Where a thread should run, of the CPUs that it may run on: its last CPU if that is idle, else any idle one, else the shortest
 /// queue, its last CPU first. One that parked but has not left its CPU yet stays there: a CPU that
 /// took it would have to wait for that one to switch away, and two that each take what the other is
 /// leaving would wait for ever.
@@ -115,14 +115,19 @@ fn place(thread: &Thread) -> usize {
     if thread.is_on_cpu() {
         return last;
     }
-    if CPUS[last].is_idle.load(Ordering::Acquire) && CPUS[last].queue.lock().is_empty() {
+    let stays = thread.may_run_on(last);
+    if stays && CPUS[last].is_idle.load(Ordering::Acquire) && CPUS[last].queue.lock().is_empty() {
         return last;
     }
     let count = cpus();
     let mut best = last;
-    let mut best_length = CPUS[last].queue.lock().len();
+    let mut best_length = if stays {
+        CPUS[last].queue.lock().len()
+    } else {
+        usize::MAX
+    };
     for (cpu, state) in CPUS.iter().enumerate().take(count) {
-        if !state.online.load(Ordering::Acquire) {
+        if !state.online.load(Ordering::Acquire) || !thread.may_run_on(cpu) {
             continue;
         }
         let length = state.queue.lock().len();
@@ -135,6 +140,15 @@ fn place(thread: &Thread) -> usize {
         }
     }
     best
+}
+
+/// Lets `thread` run on these CPUs only, of which at least one is up: the caller at once, another when it wakes next.
+pub(crate) fn set_affinity(thread: &Thread, cpus: u64) {
+    thread.affinity.store(cpus, Ordering::Relaxed);
+    // The alarm wakes it when its CPU has left it, and so anywhere ([`place`]).
+    while thread.id == current().id && !thread.may_run_on(umbra_hw::cpu()) {
+        park(Some(timer::now()));
+    }
 }
 
 /// Asks CPU `cpu` to look at its queue at its next exit.
@@ -325,7 +339,7 @@ fn steal() -> Option<Arc<Thread>> {
     CPUS[victim]
         .queue
         .lock()
-        .steal(|thread| !thread.is_on_cpu())
+        .steal(|thread| !thread.is_on_cpu() && thread.may_run_on(me))
 }
 
 /// Where every new thread begins.

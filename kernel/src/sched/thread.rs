@@ -49,6 +49,8 @@ pub(crate) struct Thread {
     pub(super) runtime: AtomicU64,
     /// CPU it runs or last ran on.
     pub(super) cpu: AtomicUsize,
+    /// CPUs it may run on, by bit: its maker's, until it says otherwise.
+    pub(super) affinity: AtomicU64,
     /// When it was last put into a queue, in nanoseconds.
     pub(super) queued: AtomicU64,
     /// Nanoseconds it ran.
@@ -78,6 +80,7 @@ impl Thread {
             ),
             runtime: AtomicU64::new(0),
             cpu: AtomicUsize::new(cpu),
+            affinity: AtomicU64::new(u64::MAX),
             queued: AtomicU64::new(0),
             ran: AtomicU64::new(0),
             waited: AtomicU64::new(0),
@@ -123,6 +126,16 @@ impl Thread {
     /// Whether some CPU still runs on its stack, even if only to leave it.
     pub(super) fn is_on_cpu(&self) -> bool {
         self.context.as_ref().is_some_and(Context::is_running)
+    }
+
+    /// CPUs it may run on, by bit.
+    pub(crate) fn affinity(&self) -> u64 {
+        self.affinity.load(Ordering::Relaxed)
+    }
+
+    /// Whether it may run on `cpu`.
+    pub(super) fn may_run_on(&self, cpu: usize) -> bool {
+        self.affinity().checked_shr(cpu as u32).unwrap_or(0) & 1 != 0
     }
 
     /// CPU it runs or last ran on.
@@ -200,6 +213,7 @@ fn prepare(
         ),
         runtime: AtomicU64::new(0),
         cpu: AtomicUsize::new(umbra_hw::cpu()),
+        affinity: AtomicU64::new(cpu::current().affinity()),
         queued: AtomicU64::new(0),
         ran: AtomicU64::new(0),
         waited: AtomicU64::new(0),

@@ -1,5 +1,7 @@
 //! What the system says of itself.
 
+use alloc::sync::Arc;
+
 use umbra_linux::{Errno, fd};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -119,30 +121,48 @@ pub(super) fn getrandom(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     Ok(done)
 }
 
-pub(super) fn sched_getaffinity(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
-    let mask = match sched::cpus() {
+/// The CPUs that are up, by bit.
+fn online() -> u64 {
+    match sched::cpus() {
         cpus if cpus >= 64 => u64::MAX,
         cpus => (1u64 << cpus) - 1,
-    };
+    }
+}
+
+/// The thread that a call about scheduling means; 0 is the caller.
+fn scheduled(tid: u64) -> Result<Arc<sched::Thread>, Errno> {
+    match int(tid) {
+        0 => Ok(sched::current()),
+        tid => {
+            let thread = crate::proc::by_tid(tid).ok_or(Errno::ESRCH)?;
+            Ok(thread.scheduled().clone())
+        }
+    }
+}
+
+pub(super) fn sched_getaffinity(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     if a[1] < 8 || !a[1].is_multiple_of(8) {
         return Err(Errno::EINVAL);
     }
+    let mask = scheduled(a[0])?.affinity() & online();
     user::write(call, a[2], &mask)?;
     Ok(8)
 }
 
-/// sched_setaffinity: read and accepted; the scheduler decides.
+/// sched_setaffinity: at once for the caller, for another thread when it wakes next.
 pub(super) fn sched_setaffinity(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     let mut mask = [0u8; 8];
     let count = (a[1] as usize).min(mask.len());
     call.process
         .mm()
         .read_bytes(umbra_arm64::Hva::new(a[2]), &mut mask[..count])?;
-    if mask == [0; 8] {
-        Err(Errno::EINVAL)
-    } else {
-        Ok(0)
+    let cpus = u64::from_le_bytes(mask) & online();
+    if cpus == 0 {
+        return Err(Errno::EINVAL);
     }
+    let thread = scheduled(a[0])?;
+    sched::set_affinity(&thread, cpus);
+    Ok(0)
 }
 
 pub(super) fn getcpu(call: &Call<'_>, a: Args) -> Result<u64, Errno> {

@@ -175,6 +175,21 @@ pub(super) fn spi(_: &Env) -> Outcome {
     })
 }
 
+/// The vCPU of a private interrupt is named by its id, which need not be its place among the VM's.
+pub(super) fn lines_by_id(_: &Env) -> Outcome {
+    let machine = Machine::new()?;
+    let gic = granted(super::gic::Gic::new(&machine), "KVM_CREATE_DEVICE")?;
+    let vcpu = machine.vcpu_with(3, &listener())?;
+    let _other = machine.vcpu_with(0, &Asm::new())?;
+    granted(gic.place(DIST, REDIST), "the frames")?;
+    granted(gic.init(), "KVM_DEV_ARM_VGIC_CTRL_INIT")?;
+    same(vcpu.report()?, 0x1000, "the guest's first word")?;
+    let raise = |id, level| line(&machine, abi::ppi(id, PPI), level);
+    refused(raise(1, 1), libc::EINVAL, "a place that is no id")?;
+    granted(raise(0, 1), "the other's line")?;
+    each_wakes(vcpu, &[PPI], |_| granted(raise(3, 1), "its line").map(drop))
+}
+
 pub(super) fn line_errors(_: &Env) -> Outcome {
     let bare = Machine::new()?;
     let _vcpu = bare.vcpu_with(0, Asm::new().stop())?;
@@ -188,6 +203,11 @@ pub(super) fn line_errors(_: &Env) -> Outcome {
         libc::ENXIO,
         "a PPI without a GIC",
     )?;
+    let _gic = granted(super::gic::Gic::new(&bare), "KVM_CREATE_DEVICE")?;
+    for irq in [abi::spi(SPI), abi::ppi(0, PPI), abi::spi(31)] {
+        refused(line(&bare, irq, 1), libc::EBUSY, "before it is initialised")?;
+    }
+    refused(line(&bare, 7, 1), libc::ENXIO, "a pin that no vCPU has")?;
     let (machine, _gic, _vcpus) = machine(&[Asm::new()])?;
     for (irq, what) in [
         (abi::spi(31), "SPI 31"),
@@ -397,7 +417,40 @@ pub(super) fn ioeventfd_errors(_: &Env) -> Outcome {
     )?;
     granted(call(good), "a good one")?;
     refused(call(good), libc::EEXIST, "the same again")?;
-    granted(call(kvm_ioeventfd { flags: 4, ..good }), "removing it").map(drop)
+    const MATCH: u32 = 1;
+    const PORT: u32 = 2;
+    const REMOVE: u32 = 4;
+    for (len, flags, what) in [
+        (0, 0, "any length where there is one"),
+        (4, MATCH, "one value where there is any"),
+    ] {
+        let other = kvm_ioeventfd { len, flags, ..good };
+        refused(call(other), libc::EEXIST, what)?;
+    }
+    for (len, flags, what) in [(8, 0, "another length"), (4, PORT, "a port")] {
+        let other = kvm_ioeventfd { len, flags, ..good };
+        granted(call(other), what)?;
+        let flags = flags | REMOVE;
+        granted(call(kvm_ioeventfd { flags, ..other }), what)?;
+        refused(call(kvm_ioeventfd { flags, ..other }), libc::ENOENT, what)?;
+    }
+    // A value that is not compared is of no consequence.
+    let removed = kvm_ioeventfd {
+        flags: REMOVE,
+        datamatch: 77,
+        ..good
+    };
+    granted(call(removed), "removing it")?;
+    for datamatch in [1, 2] {
+        let one = kvm_ioeventfd {
+            flags: MATCH,
+            datamatch,
+            ..good
+        };
+        granted(call(one), "two values at one place")?;
+        refused(call(one), libc::EEXIST, "the same value")?;
+    }
+    refused(call(good), libc::EEXIST, "any value beside them").map(drop)
 }
 
 /// KVM_SET_GSI_ROUTING with entries (gsi, kind, chip, pin).

@@ -110,7 +110,7 @@ rows! {
     pmu: set_up cycles overflow divided;
     gic: none created_once addresses init_order vcpu_after_init closed_vcpu too_few_redistributors registers bad_attributes;
     interface: last_redistributors redistributors_grow early_registers deactivated_elsewhere maintenance of_el2;
-    irq: wfi_and_ppi spi line_errors irqfd irqfd_errors irqfd_of_two_vms irqfd_resampled line_status of_the_vmm routing routing_errors ioeventfd ioeventfd_errors;
+    irq: wfi_and_ppi spi lines_by_id line_errors irqfd irqfd_errors irqfd_of_two_vms irqfd_resampled line_status of_the_vmm routing routing_errors ioeventfd ioeventfd_errors;
     its: messages irqfd saved errors;
     follow: remap remap_under_two discard protect_none protect_read huge_remap two_vcpus_fault big_slot rewritten_code
         munmap_faults;

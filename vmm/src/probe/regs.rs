@@ -442,6 +442,39 @@ pub(super) fn writable_masks(_: &Env) -> Outcome {
             }
         }
     }
+    // Fields with a rule of their own: an exact value, one that may be raised, one that has a least.
+    for (register, shift, taken, not_taken) in [
+        ((3, 0, 0, 7, 0), 40, 1, 3), // MMFR0.TGran4_2: a stage 2 without the granule
+        ((3, 0, 0, 7, 1), 24, 1, 2), // MMFR1.SpecSEI
+        ((3, 0, 0, 5, 0), 0, 6, 5),  // DFR0.DebugVer
+        ((3, 0, 0, 4, 0), 24, 0, 15), // PFR0.GIC
+    ] {
+        let id = abi::sys(register);
+        let with = |shown: u64, field| shown & !(15 << shift) | field << shift;
+        let shown = vcpu.get(id)?;
+        let what = format!("field {shift} of {register:?}");
+        refused(
+            vcpu.try_set(id, with(shown, not_taken)),
+            libc::EINVAL,
+            &what,
+        )?;
+        granted(vcpu.try_set(id, with(shown, taken)), &what)?;
+        same(vcpu.get(id)? >> shift & 15, taken, &what)?;
+    }
+    // CLIDR_EL1 with a level more; CTR_EL0 whose instruction caches need care.
+    let clidr = abi::sys((3, 1, 0, 0, 1));
+    let more = vcpu.get(clidr)? | 4 << 9;
+    vcpu.set(clidr, more)?;
+    same(vcpu.get(clidr)?, more, "CLIDR_EL1")?;
+    refused(
+        vcpu.try_set(clidr, more | 1 << 60),
+        libc::EINVAL,
+        "a reserved bit of CLIDR_EL1",
+    )?;
+    let ctr = abi::sys((3, 3, 0, 0, 1));
+    let careful = vcpu.get(ctr)? & !(1 << 29);
+    vcpu.set(ctr, careful)?;
+    same(vcpu.get(ctr)?, careful, "CTR_EL0")?;
     // What describes AArch32 takes anything and stays zero, where there is no AArch32.
     let pfr0 = abi::sys((3, 0, 0, 1, 0));
     if vcpu.get(pfr0)? != 0 {

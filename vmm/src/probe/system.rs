@@ -51,6 +51,11 @@ pub(super) fn extensions(_: &Env) -> Outcome {
             })?;
         }
     }
+    refused(
+        ioctl_value(&kvm, abi::CHECK_EXTENSION, kvm::KVM_CAP_MSI_DEVID.into()),
+        libc::EINVAL,
+        "KVM_CAP_MSI_DEVID of no VM",
+    )?;
     let bits = ioctl_value(
         &kvm,
         abi::CHECK_EXTENSION,

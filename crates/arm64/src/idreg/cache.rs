@@ -41,6 +41,14 @@ pub const fn clidr(ctr: u64) -> u64 {
     value
 }
 
+/// Whether `clidr` is a description of caches that goes with `ctr`: data may be said to need cleaning where it
+/// does not, not the other way round.
+pub const fn is_hierarchy(clidr: u64, ctr: u64) -> bool {
+    let (unification, coherence) = (clidr >> 21 & 7 | clidr >> 27 & 7, clidr >> 24 & 7);
+    let is_coherent = coherence == 0 || unification == 0;
+    clidr >> 47 == 0 && (ctr & IDC != 0 || !is_coherent)
+}
+
 /// CCSIDR_EL1 of the cache that `csselr` selects, or `None` where `clidr` has none there.
 ///
 /// One set, one way, lines as long as CTR_EL0 says.
@@ -103,6 +111,19 @@ mod tests {
         assert_eq!(ccsidr(two, LINES, 0), None);
         assert_eq!(ccsidr(two, LINES, 1), Some(2));
         assert_eq!(ccsidr(two, LINES, 2), Some(2));
+    }
+
+    #[test]
+    fn a_hierarchy_cleans_where_the_machine_needs_it() {
+        for ctr in [0, IDC, DIC, IDC | DIC] {
+            assert!(is_hierarchy(clidr(ctr), ctr));
+            assert!(
+                is_hierarchy(clidr(ctr) | UNIFIED << 9, ctr),
+                "one level more"
+            );
+            assert!(!is_hierarchy(clidr(ctr) | 1 << 47, ctr), "reserved");
+        }
+        assert!(is_hierarchy(clidr(0), IDC) && !is_hierarchy(clidr(IDC), 0));
     }
 
     #[test]

@@ -10,8 +10,17 @@ use crate::sysreg::SysReg;
 /// What is shown in a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// What hardware has, at most this. A VMM may lower it.
+    /// What hardware has, at most this. A VMM may lower it; it is told so of fields that are zero, too, as on Linux.
     UpTo(u64),
+    /// Nothing, and nobody may say otherwise.
+    Hidden,
+    /// What hardware has, at most the second. A VMM may lower it to the first, the least that makes sense.
+    Floor(u64, u64),
+    /// What hardware has, at most this. A VMM may raise it to that: it tells of something that may happen.
+    Raised(u64),
+    /// Whether stage 2 has a granule: 2 for a guest hypervisor, whose tables umbra walks itself, else 0, which
+    /// is what stage 1 has. A VMM may say 1, that it has not.
+    Stage2Granule,
     /// What hardware has, at most the first for a plain guest, the second for a guest hypervisor. A
     /// VMM may lower it.
     Split(u64, u64),
@@ -25,7 +34,9 @@ pub enum Policy {
     Fixed(u64),
     /// This value for a guest hypervisor, else zero.
     Nested(u64),
-    /// 1 if the VM has a GICv3, else zero.
+    /// The same, of a field that a VMM is told it may lower, as on Linux; there is no less of it.
+    NestedNamed(u64),
+    /// 1 if the VM has a GICv3, else zero. A VMM may say either; what is true is shown from the first run on.
     GicV3,
 }
 
@@ -70,16 +81,41 @@ impl Field {
         }
     }
 
-    /// Whether a VMM may lower the field.
+    /// Whether a VMM is told that it may write the field.
     pub const fn writable(&self) -> bool {
         match self.policy {
-            Policy::UpTo(most) => most != 0,
-            Policy::Split(..) | Policy::Pmu(_) => true,
-            Policy::PAuth(_)
+            Policy::UpTo(_)
+            | Policy::Floor(..)
+            | Policy::Raised(_)
+            | Policy::Split(..)
+            | Policy::Pmu(_)
+            | Policy::Stage2Granule
+            | Policy::NestedNamed(_)
+            | Policy::GicV3 => true,
+            Policy::Hidden
+            | Policy::PAuth(_)
             | Policy::Kept(_)
             | Policy::Fixed(_)
-            | Policy::Nested(_)
-            | Policy::GicV3 => false,
+            | Policy::Nested(_) => false,
+        }
+    }
+
+    /// Whether a VMM may write `new` where `shown` is what was shown at first.
+    pub const fn takes(&self, new: u64, shown: u64) -> bool {
+        let lower = self.order(new) <= self.order(shown);
+        match self.policy {
+            _ if new == shown => true,
+            Policy::UpTo(_) | Policy::Split(..) | Policy::Pmu(_) => lower,
+            Policy::Floor(least, _) => lower && self.order(new) >= self.order(least),
+            Policy::Raised(most) => !lower && new <= most,
+            Policy::Stage2Granule => new == 1,
+            Policy::GicV3 => new <= 1,
+            Policy::NestedNamed(_)
+            | Policy::Hidden
+            | Policy::PAuth(_)
+            | Policy::Kept(_)
+            | Policy::Fixed(_)
+            | Policy::Nested(_) => false,
         }
     }
 
@@ -87,7 +123,11 @@ impl Field {
     pub const fn is_fixed(&self) -> bool {
         matches!(
             self.policy,
-            Policy::Fixed(_) | Policy::Nested(_) | Policy::GicV3
+            Policy::Fixed(_)
+                | Policy::Nested(_)
+                | Policy::NestedNamed(_)
+                | Policy::Stage2Granule
+                | Policy::GicV3
         )
     }
 
@@ -95,7 +135,12 @@ impl Field {
     pub const fn shown(&self, hw: u64, config: &Config) -> u64 {
         let there = self.extract(hw);
         match self.policy {
-            Policy::UpTo(most) | Policy::Kept(most) => self.at_most(there, most),
+            Policy::UpTo(most)
+            | Policy::Kept(most)
+            | Policy::Floor(_, most)
+            | Policy::Raised(most) => self.at_most(there, most),
+            Policy::Hidden => 0,
+            Policy::Stage2Granule => 2 * config.nested as u64,
             Policy::Split(plain, nested) => {
                 self.at_most(there, if config.nested { nested } else { plain })
             }
@@ -110,7 +155,7 @@ impl Field {
             Policy::Pmu(_) if !config.pmu || there == 15 => 0,
             Policy::Pmu(most) => self.at_most(there, most),
             Policy::Fixed(value) => value,
-            Policy::Nested(value) => {
+            Policy::Nested(value) | Policy::NestedNamed(value) => {
                 if config.nested {
                     value
                 } else {
@@ -139,7 +184,10 @@ pub struct IdTable {
     pub fields: &'static [Field],
 }
 
-use Policy::{Fixed, GicV3, Kept, Nested, PAuth, Pmu, Split, UpTo};
+use Policy::{
+    Fixed, Floor, GicV3, Hidden, Kept, Nested, NestedNamed, PAuth, Pmu, Raised, Split,
+    Stage2Granule, UpTo,
+};
 
 const fn f(name: &'static str, shift: u32, policy: Policy) -> Field {
     Field {
@@ -180,20 +228,20 @@ pub const TABLES: &[IdTable] = &[
     IdTable {
         enc: SysReg::ID_AA64PFR0_EL1,
         fields: &[
-            f("EL0", 0, Fixed(1)),
-            f("EL1", 4, Fixed(1)),
-            f("EL2", 8, Nested(1)),
+            f("EL0", 0, Floor(1, 1)),
+            f("EL1", 4, Floor(1, 1)),
+            f("EL2", 8, NestedNamed(1)),
             // A guest hypervisor reaches its firmware by SMC, which needs an EL3.
-            f("EL3", 12, Nested(1)),
-            signed("FP", 16, UpTo(1)),
-            signed("AdvSIMD", 20, UpTo(1)),
+            f("EL3", 12, NestedNamed(1)),
+            signed("FP", 16, Kept(1)),
+            signed("AdvSIMD", 20, Kept(1)),
             f("GIC", 24, GicV3),
             // RASv2 adds registers that would have to be kept.
             f("RAS", 28, UpTo(2)),
-            f("SVE", 32, UpTo(0)),
+            f("SVE", 32, Hidden),
             f("SEL2", 36, UpTo(0)),
-            f("MPAM", 40, UpTo(0)),
-            f("AMU", 44, UpTo(0)),
+            f("MPAM", 40, Hidden),
+            f("AMU", 44, Hidden),
             f("DIT", 48, UpTo(1)),
             f("RME", 52, UpTo(0)),
             // 2 would bring SCXTNUM_ELx, which nobody switches.
@@ -206,43 +254,58 @@ pub const TABLES: &[IdTable] = &[
         fields: &[
             f("BT", 0, UpTo(1)),
             f("SSBS", 4, UpTo(2)),
-            f("MTE", 8, UpTo(0)),
+            f("MTE", 8, Hidden),
             f("RAS_frac", 12, UpTo(1)),
-            f("MPAM_frac", 16, UpTo(0)),
-            f("SME", 24, UpTo(0)),
-            f("RNDR_trap", 28, UpTo(0)),
+            f("MPAM_frac", 16, Hidden),
+            f("SME", 24, Hidden),
+            f("RNDR_trap", 28, Hidden),
             f("CSV2_frac", 32, UpTo(1)),
-            f("NMI", 36, UpTo(0)),
-            f("MTE_frac", 40, UpTo(0)),
-            f("GCS", 44, UpTo(0)),
-            f("THE", 48, UpTo(0)),
-            f("MTEX", 52, UpTo(0)),
+            f("NMI", 36, Hidden),
+            f("MTE_frac", 40, Hidden),
+            f("GCS", 44, Hidden),
+            f("THE", 48, Hidden),
+            f("MTEX", 52, Hidden),
             f("DF2", 56, UpTo(0)),
-            f("PFAR", 60, UpTo(0)),
+            f("PFAR", 60, Hidden),
+        ],
+    },
+    IdTable {
+        enc: SysReg::ID_AA64ZFR0_EL1,
+        fields: &[
+            f("SVEver", 0, UpTo(0)),
+            f("AES", 4, UpTo(0)),
+            f("BitPerm", 16, UpTo(0)),
+            f("BF16", 20, UpTo(0)),
+            f("B16B16", 24, UpTo(0)),
+            f("SHA3", 32, UpTo(0)),
+            f("SM4", 40, UpTo(0)),
+            f("I8MM", 44, UpTo(0)),
+            f("F32MM", 52, UpTo(0)),
+            f("F64MM", 56, UpTo(0)),
         ],
     },
     IdTable {
         enc: SysReg::ID_AA64DFR0_EL1,
         fields: &[
-            // Armv8.2 debug; later versions add state that is not kept.
-            f("DebugVer", 0, Kept(8)),
-            f("TraceVer", 4, UpTo(0)),
+            // Armv8.2 debug; later versions add state that is not kept. 6 is the least that there is.
+            f("DebugVer", 0, Floor(6, 8)),
+            f("TraceVer", 4, Hidden),
             // FEAT_PMUv3p5, the last that KVM shows.
             f("PMUVer", 8, Pmu(6)),
             f("BRPs", 12, UpTo(15)),
-            f("PMSS", 16, UpTo(0)),
+            f("PMSS", 16, Hidden),
             f("WRPs", 20, UpTo(15)),
-            f("SEBEP", 24, UpTo(0)),
+            f("SEBEP", 24, Hidden),
             // One context-aware breakpoint, the fewest there can be.
-            f("CTX_CMPs", 28, UpTo(0)),
-            f("PMSVer", 32, UpTo(0)),
-            signed("DoubleLock", 36, Fixed(ABSENT)),
-            f("TraceFilt", 40, UpTo(0)),
-            f("TraceBuffer", 44, UpTo(0)),
+            f("CTX_CMPs", 28, Hidden),
+            f("PMSVer", 32, Hidden),
+            signed("DoubleLock", 36, Floor(ABSENT, ABSENT)),
+            f("TraceFilt", 40, Hidden),
+            f("TraceBuffer", 44, Hidden),
             f("MTPMU", 48, Fixed(0)),
-            f("BRBE", 52, UpTo(0)),
-            f("ExtTrcBuff", 56, UpTo(0)),
-            f("HPMN0", 60, UpTo(0)),
+            f("BRBE", 52, Hidden),
+            f("ExtTrcBuff", 56, Hidden),
+            f("HPMN0", 60, Hidden),
         ],
     },
     IdTable {
@@ -313,12 +376,12 @@ pub const TABLES: &[IdTable] = &[
     IdTable {
         enc: SysReg::ID_AA64ISAR3_EL1,
         fields: &[
-            f("CPA", 0, UpTo(0)),
+            f("CPA", 0, Hidden),
             f("FAMINMAX", 4, UpTo(1)),
-            f("TLBIW", 8, UpTo(0)),
-            f("PACM", 12, UpTo(0)),
+            f("TLBIW", 8, Hidden),
+            f("PACM", 12, Hidden),
             f("LSFE", 16, UpTo(1)),
-            f("OCCMO", 20, UpTo(0)),
+            f("OCCMO", 20, Hidden),
             f("LSUI", 24, UpTo(0)),
             f("FPRCVT", 28, UpTo(1)),
         ],
@@ -337,9 +400,9 @@ pub const TABLES: &[IdTable] = &[
             signed("TGran64", 24, UpTo(0)),
             signed("TGran4", 28, UpTo(0)),
             // umbra walks a guest's stage 2 in software: every granule, whatever hardware has.
-            f("TGran16_2", 32, Nested(2)),
-            f("TGran64_2", 36, Nested(2)),
-            f("TGran4_2", 40, Nested(2)),
+            f("TGran16_2", 32, Stage2Granule),
+            f("TGran64_2", 36, Stage2Granule),
+            f("TGran4_2", 40, Stage2Granule),
             f("ExS", 44, UpTo(0)),
             f("FGT", 56, Split(0, 1)),
             f("ECV", 60, UpTo(1)),
@@ -354,7 +417,7 @@ pub const TABLES: &[IdTable] = &[
             f("HPDS", 12, UpTo(2)),
             f("LO", 16, UpTo(0)),
             f("PAN", 20, UpTo(3)),
-            f("SpecSEI", 24, UpTo(1)),
+            f("SpecSEI", 24, Raised(1)),
             f("XNX", 28, Split(0, 1)),
             f("TWED", 32, UpTo(0)),
             // A promise about walks that umbra makes in software for a guest hypervisor.
@@ -376,8 +439,8 @@ pub const TABLES: &[IdTable] = &[
             f("IESB", 12, UpTo(1)),
             f("VARange", 16, UpTo(0)),
             // CCSIDR_EL1 is made up in its 32-bit form.
-            f("CCIDX", 20, UpTo(0)),
-            f("NV", 24, UpTo(0)),
+            f("CCIDX", 20, Hidden),
+            f("NV", 24, Hidden),
             f("ST", 28, UpTo(0)),
             f("AT", 32, UpTo(1)),
             f("IDS", 36, UpTo(1)),
@@ -396,27 +459,27 @@ pub const TABLES: &[IdTable] = &[
             f("TCRX", 0, UpTo(0)),
             f("SCTLRX", 4, UpTo(0)),
             f("S1PIE", 8, UpTo(0)),
-            f("S2PIE", 12, UpTo(0)),
+            f("S2PIE", 12, Hidden),
             f("S1POE", 16, UpTo(0)),
-            f("S2POE", 20, UpTo(0)),
-            f("AIE", 24, UpTo(0)),
-            f("MEC", 28, UpTo(0)),
-            f("D128", 32, UpTo(0)),
-            f("D128_2", 36, UpTo(0)),
-            f("SNERR", 40, UpTo(0)),
-            f("ANERR", 44, UpTo(0)),
-            f("SDERR", 52, UpTo(0)),
-            f("ADERR", 56, UpTo(0)),
-            f("Spec_FPACC", 60, UpTo(0)),
+            f("S2POE", 20, Hidden),
+            f("AIE", 24, Hidden),
+            f("MEC", 28, Hidden),
+            f("D128", 32, Hidden),
+            f("D128_2", 36, Hidden),
+            f("SNERR", 40, Hidden),
+            f("ANERR", 44, Hidden),
+            f("SDERR", 52, Hidden),
+            f("ADERR", 56, Hidden),
+            f("Spec_FPACC", 60, Hidden),
         ],
     },
     IdTable {
         enc: SysReg::ID_AA64MMFR4_EL1,
         fields: &[
-            f("EIESB", 4, UpTo(0)),
-            f("ASID2", 8, UpTo(0)),
-            f("HACDBS", 12, UpTo(0)),
-            f("FGWTE3", 16, UpTo(0)),
+            f("EIESB", 4, Hidden),
+            f("ASID2", 8, Hidden),
+            f("HACDBS", 12, Hidden),
+            f("FGWTE3", 16, Hidden),
             f("NV_frac", 20, UpTo(0)),
             // −2: E2H cannot be cleared, and HCR_EL2.NV1 is not there either.
             signed("E2H0", 24, Nested(14)),
@@ -425,13 +488,13 @@ pub const TABLES: &[IdTable] = &[
     IdTable {
         enc: SysReg::CTR_EL0,
         fields: &[
-            wide("IminLine", 0, 4, Kept(15)),
-            wide("L1Ip", 14, 2, Kept(3)),
-            wide("DminLine", 16, 4, Kept(15)),
+            wide("IminLine", 0, 4, UpTo(15)),
+            wide("L1Ip", 14, 2, Floor(2, 3)),
+            wide("DminLine", 16, 4, UpTo(15)),
             wide("ERG", 20, 4, Kept(15)),
             wide("CWG", 24, 4, Kept(15)),
-            wide("IDC", 28, 1, Kept(1)),
-            wide("DIC", 29, 1, Kept(1)),
+            wide("IDC", 28, 1, UpTo(1)),
+            wide("DIC", 29, 1, UpTo(1)),
         ],
     },
 ];
@@ -466,8 +529,16 @@ mod tests {
         for table in TABLES {
             for field in table.fields {
                 let most = match field.policy {
-                    UpTo(v) | PAuth(v) | Pmu(v) | Kept(v) | Fixed(v) | Nested(v) => v,
+                    UpTo(v) | PAuth(v) | Pmu(v) | Kept(v) | Fixed(v) | Nested(v) | Raised(v)
+                    | NestedNamed(v) => v,
                     Split(plain, nested) => plain.max(nested),
+                    Floor(least, most) => {
+                        let field = f("", 0, field.policy);
+                        assert!(field.order(least) <= field.order(most));
+                        least.max(most)
+                    }
+                    Stage2Granule => 2,
+                    Hidden => 0,
                     GicV3 => 1,
                 };
                 assert!(most < 1 << field.width, "{}.{}", table.enc, field.name);
@@ -521,10 +592,39 @@ mod tests {
             (Fixed(7), 0, 7, 7),
             (Nested(2), 0, 0, 2),
             (GicV3, 0, 0, 1),
+            (Hidden, 3, 0, 0),
+            (Floor(1, 2), 3, 2, 2),
+            (Raised(1), 0, 0, 0),
+            (Stage2Granule, 3, 0, 2),
+            (NestedNamed(1), 3, 0, 1),
         ] {
             let field = f("x", 8, policy);
             assert_eq!(field.shown(there << 8, &plain), of_plain, "{policy:?}");
             assert_eq!(field.shown(there << 8, &full), of_full, "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn each_policy_takes_what_it_says() {
+        for (policy, shown, taken) in [
+            (UpTo(2), 2, 0b111),
+            (UpTo(0), 0, 0b1),
+            (Hidden, 0, 0b1),
+            (Floor(1, 3), 3, 0b1110),
+            (Raised(2), 1, 0b110),
+            (Stage2Granule, 2, 0b110),
+            (Stage2Granule, 0, 0b11),
+            (NestedNamed(1), 1, 0b10),
+            (Kept(2), 2, 0b100),
+            (Fixed(2), 2, 0b100),
+            (GicV3, 1, 0b11),
+        ] {
+            let field = f("x", 8, policy);
+            for new in 0..16 {
+                let wanted = taken >> new & 1 == 1;
+                assert_eq!(field.takes(new, shown), wanted, "{policy:?}: {new}");
+                assert!(new == shown || !wanted || field.writable(), "{policy:?}");
+            }
         }
     }
 }

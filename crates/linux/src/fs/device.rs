@@ -107,6 +107,8 @@ pub enum HugeCount {
 pub enum ProcFile {
     /// /proc/cpuinfo.
     CpuInfo,
+    /// /sys/devices/system/cpu/online and its neighbours: the range of the CPUs that are up.
+    CpuRange,
     /// /proc/meminfo.
     MemInfo,
     /// /proc/version.
@@ -160,6 +162,9 @@ impl ProcFile {
 /// Path, file, permissions.
 pub(super) const PROC_FILES: &[(&str, ProcFile, u32)] = &[
     ("proc/cpuinfo", ProcFile::CpuInfo, 0o444),
+    ("sys/devices/system/cpu/online", ProcFile::CpuRange, 0o444),
+    ("sys/devices/system/cpu/possible", ProcFile::CpuRange, 0o444),
+    ("sys/devices/system/cpu/present", ProcFile::CpuRange, 0o444),
     ("proc/meminfo", ProcFile::MemInfo, 0o444),
     ("proc/version", ProcFile::Version, 0o444),
     ("proc/uptime", ProcFile::Uptime, 0o444),

@@ -28,6 +28,8 @@ mod irq;
 #[cfg(target_os = "none")]
 mod kvm;
 #[cfg(target_os = "none")]
+mod live;
+#[cfg(target_os = "none")]
 mod mem;
 #[cfg(target_os = "none")]
 mod mm;

@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Test(TestArgs),
     /// Look at a recorded trace again: writes its JSON and its report.
     Trace(TraceArgs),
+    /// Watch a guest that runs in another terminal: time by storey, exits by kind, shadow tables, memory.
+    Top(TopArgs),
     /// Count what exits cost, on umbra and on Linux/KVM, and write docs/performance.md.
     Bench(BenchArgs),
     /// Build umbra as one arm64 Image, and pack an initrd for it.
@@ -159,6 +161,28 @@ pub(crate) struct MachineArgs {
 pub(crate) struct TraceArgs {
     /// The file that a run with --trace left (NAME.trace).
     pub(crate) file: PathBuf,
+}
+
+/// Arguments of `top`.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// The run: `linux`, `nested` or `program`. Without it, the one that was started last.
+    pub(crate) run: Option<String>,
+    /// Seconds between two looks.
+    #[arg(long, short, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    pub(crate) interval: f64,
+    /// Look once, and print it.
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+/// A pause that is worth it: umbra tells its numbers twice a second.
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.5..=3600.0).contains(&seconds) => Ok(seconds),
+        Ok(_) => Err("from 0.5 to 3600".to_owned()),
+        Err(error) => Err(format!("{error}")),
+    }
 }
 
 /// Arguments of `run linux`.

@@ -31,6 +31,7 @@ mod run;
 mod setup;
 mod statistics;
 mod test;
+mod top;
 mod trace;
 mod transcript;
 mod workspace;
@@ -80,6 +81,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Fuzz(args) => return fuzz::run(&ws, &args),
         Command::Test(args) => return test::run(&ws, &args),
         Command::Trace(args) => trace::command(&ws, &args)?,
+        Command::Top(args) => top::command(&ws, &args)?,
         Command::Image { out, initrd } => build::image_command(&ws, out, &initrd)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -4,6 +4,7 @@
 use crate::guard;
 use crate::image::Symbols;
 use crate::setup::Qemu;
+use crate::top;
 use crate::trace::memory;
 use crate::transcript::Transcript;
 use crate::{cargo, qmp};
@@ -26,7 +27,7 @@ const MACHINE: [&str; 12] = [
     "-accel",
     "tcg",
     "-m",
-    "4G",
+    RAM,
     "-nographic",
     "-nic",
     "none",
@@ -35,6 +36,8 @@ const MACHINE: [&str; 12] = [
 
 /// Its memory, in KiB.
 pub(crate) const MEMORY: u64 = 4 << 20;
+
+const RAM: &str = "4G";
 
 /// How long a machine may go on after its limit for its registers to be read.
 const GRACE: Duration = Duration::from_secs(15);
@@ -215,6 +218,7 @@ impl Machine {
         };
         // QEMU removes its socket itself, but not when it is killed.
         let _ = std::fs::remove_file(&socket);
+        top::over(log.path());
         let seconds = start.elapsed().as_secs_f64();
         let console = String::from_utf8_lossy(&console).replace('\r', "");
         if !console.ends_with('\n') {
@@ -236,14 +240,25 @@ impl Machine {
         })
     }
 
-    /// Runs the machine with the terminal as its console; Ctrl-A X ends it. QEMU keeps the log.
+    /// Runs the machine with the terminal as its console; Ctrl-A X ends it. QEMU keeps the log. With the
+    /// kernel's symbols it is a traced run, whose events are to be had however it ends.
     pub(crate) fn run_interactive(
         &self,
         qemu: &Qemu,
         log: &mut Transcript,
         limit: Option<Duration>,
+        traced: Option<&Symbols>,
     ) -> Result<Outcome> {
         let mut cmd = self.command(qemu);
+        // Who leaves by Ctrl-A X ends QEMU there and then; the machine's memory has to outlive it.
+        let ram = log.path().with_extension("ram");
+        if traced.is_some() {
+            cmd.arg("-object").arg(format!(
+                "memory-backend-file,id=ram,size={RAM},share=on,mem-path={}",
+                option_value(&ram)
+            ));
+            cmd.args(["-M", "memory-backend=ram"]);
+        }
         let path = log.path().to_path_buf();
         let file = option_value(&path);
         cmd.arg("-chardev");
@@ -272,6 +287,17 @@ impl Machine {
             std::thread::sleep(Duration::from_millis(50));
         };
         let seconds = start.elapsed().as_secs_f64();
+        top::over(&path);
+        if let Some(symbols) = traced {
+            let saved = memory::save_from(
+                &ram,
+                symbols.data(memory::RINGS),
+                &path.with_extension("trace"),
+            );
+            // As large as the machine.
+            let _ = std::fs::remove_file(&ram);
+            saved?;
+        }
         let console = std::fs::read(&path).context("cannot read the transcript")?;
         let console = String::from_utf8_lossy(&console).replace('\r', "");
         log.line(&format!("ended after {seconds:.1} s"))?;
@@ -380,7 +406,8 @@ fn ask(socket: &Path, rings: Option<(u64, u64)>) -> Result<(String, String)> {
     let Some(rings) = rings else {
         return Ok((registers, String::new()));
     };
-    let file = memory::read(&mut monitor, rings, &socket.with_extension("ring"))?;
+    let scratch = socket.with_extension("ring");
+    let file = memory::read(rings, |pa, bytes| monitor.memory(pa, bytes, &scratch))?;
     let trace = socket.with_extension("trace");
     if trace.exists() {
         std::fs::write(&trace, &file).context("cannot write the trace")?;

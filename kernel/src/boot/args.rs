@@ -88,6 +88,11 @@ impl<'a> BootArgs<'a> {
         self.value("umbra.trace.file").map(unquote)
     }
 
+    /// The file of the emulator's host that statistics go to while the machine runs.
+    pub(crate) fn live_file(self) -> Option<String> {
+        self.value("umbra.live").map(unquote)
+    }
+
     /// The file that is the first program's standard input; without one the console is.
     pub(crate) fn stdin(self) -> Option<String> {
         self.value("umbra.stdin").map(unquote)

@@ -90,6 +90,7 @@ pub(crate) fn primary(device_tree: Pa) -> ! {
     log::info!("{} CPUs up", sched::cpus());
     ghes::start(firmware);
     crate::disk::init(&machine.virtio);
+    crate::live::start(&machine.bootargs);
     first::start(&machine);
     sched::idle()
 }

@@ -24,6 +24,7 @@ mod gic;
 mod inject;
 mod ioeventfd;
 mod its;
+mod live;
 mod loaded;
 mod memory;
 mod mmio;
@@ -50,6 +51,7 @@ use alloc::sync::Arc;
 
 use umbra_linux::Errno;
 
+pub(crate) use live::each as each_statistic;
 pub(crate) use loaded::{before_wait, put_loaded};
 pub(crate) use timer::{fired, maintenance};
 

@@ -153,7 +153,7 @@ impl VcpuStats {
         self.exits.iter().map(|exits| exits[kind].get()).sum()
     }
 
-    fn list(&self, id: &str, names: &[[String; KINDS.len()]; STOREYS]) -> Vec<u8> {
+    fn list<'a>(&self, names: &'a Names) -> Vec<Stat<'a>> {
         let all = self.exits.iter().flatten().map(Counter::get).sum();
         let mut stats = alloc::vec![
             Stat::count("halt_wakeup", self.waits.get()),
@@ -177,8 +177,15 @@ impl VcpuStats {
                 stats.push(Stat::count(name, count.get()));
             }
         }
-        file(id, &stats)
+        stats
     }
+}
+
+/// What the exits of each storey are called, by kind.
+type Names = [[String; KINDS.len()]; STOREYS];
+
+fn names() -> Names {
+    STOREY_NAMES.map(|storey| KINDS.map(|kind| format!("exits_{storey}_{kind}")))
 }
 
 const TIME_NAMES: [&str; STOREYS] = ["time_el1_ns", "time_vel2_ns", "time_l2_ns"];
@@ -210,6 +217,32 @@ fn of_vm(id: &str, vm: &Vm) -> Vec<u8> {
         Stat::count("canonical_ahead_unused", canonical.unused),
     ];
     file(id, &stats)
+}
+
+/// A VM and its vCPUs for [`crate::live`]: each statistic with whom it is of. Nobody is held up for long,
+/// so what takes a look at every entry is not among them.
+pub(super) fn live(vm: &Vm, number: u16, mut tell: impl FnMut(&str, &Stat<'_>)) {
+    let shadows = vm.memory.lock().shadows.overview();
+    let counts = shadows.counts;
+    let id = format!("vm-{number}");
+    for stat in [
+        Stat::count("shadow_fills", counts.fills),
+        Stat::count("shadow_ahead_made", counts.ahead),
+        Stat::count("shadow_contexts_made", counts.made),
+        Stat::count("shadow_contexts_given_up", counts.given_up),
+        Stat::level("shadow_contexts", shadows.contexts),
+        Stat::level("shadow_entries", shadows.entries),
+        Stat::level("shadow_table_pages", shadows.table_pages),
+    ] {
+        tell(&id, &stat);
+    }
+    let names = names();
+    for vcpu in vm.all_vcpus() {
+        let id = format!("vm-{number}/vcpu-{}", vcpu.id);
+        for stat in vcpu.stats.list(&names) {
+            tell(&id, &stat);
+        }
+    }
 }
 
 /// Whose statistics a file shows.
@@ -250,10 +283,7 @@ impl StatsFile {
         crate::mem::top_up();
         match &self.source {
             Source::Vm(vm) => of_vm(&self.id, vm),
-            Source::Vcpu(vcpu) => {
-                let name = |storey: &str| KINDS.map(|kind| format!("exits_{storey}_{kind}"));
-                vcpu.stats.list(&self.id, &STOREY_NAMES.map(name))
-            }
+            Source::Vcpu(vcpu) => file(&self.id, &vcpu.stats.list(&names())),
         }
     }
 

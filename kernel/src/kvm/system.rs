@@ -8,6 +8,7 @@ use umbra_kvm_abi::memory::{KVM_USER_MEM_SLOTS, MachineType};
 use umbra_kvm_abi::vcpu::KVM_GUESTDBG_VALID_MASK;
 use umbra_linux::Errno;
 
+use super::live;
 use super::memory::Machine;
 use super::vm::{Open, Vm, VmFile, abi};
 use crate::file::{Call, File};
@@ -119,6 +120,7 @@ impl File for System {
                 let machine = Machine::read();
                 let kind = abi(MachineType::parse(arg, machine.pa_bits))?;
                 let vm = Vm::new(call.process.mm(), kind.ipa_bits)?;
+                live::register(&vm);
                 call.process
                     .install(
                         Arc::new(VmFile {

@@ -12,6 +12,7 @@ use crate::image::Symbols;
 use crate::progress::{note, step};
 use crate::qemu::{Disk, Machine, Outcome};
 use crate::setup::{self, Flavour};
+use crate::top;
 use crate::trace::{About, Request};
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
@@ -59,7 +60,7 @@ pub(crate) fn run(ws: &Workspace, args: &LinuxArgs) -> Result<ExitCode> {
     let mut log = Transcript::new(ws, "linux")?;
     let trace = Request::of(&args.machine, &log);
     let append = BootArgs::new("/init", argv).render()?;
-    let append = Request::with(trace.as_ref(), &append)?;
+    let append = top::with(&log, &Request::with(trace.as_ref(), &append)?)?;
     let machine = Machine {
         cpus: args.cpus,
         kernel: kernel.image,
@@ -73,12 +74,14 @@ pub(crate) fn run(ws: &Workspace, args: &LinuxArgs) -> Result<ExitCode> {
     log.used(&format!("guest kernel ({})", guest.label), &guest.kernel)?;
     log.used("guest initrd", &guest.initrd)?;
     note(&format!("guest kernel: {}; {}", guest.label, qemu.version));
+    let symbols = Symbols::read(&kernel.elf)?;
     let outcome = if args.machine.interactive {
-        note("leave the guest with: poweroff -f; or end QEMU with Ctrl-A X");
+        note(
+            "leave the guest with: poweroff -f; or end QEMU with Ctrl-A X; watch it with: cargo xtask top",
+        );
         let limit = args.machine.time_limit.map(Duration::from_secs);
-        machine.run_interactive(&qemu, &mut log, limit)?
+        machine.run_interactive(&qemu, &mut log, limit, trace.as_ref().map(|_| &symbols))?
     } else {
-        let symbols = Symbols::read(&kernel.elf)?;
         machine.run(&qemu, &mut log, args.machine.limit(), &symbols, to_terminal)?
     };
     note(&format!("transcript: {}", ws.show(log.path())));

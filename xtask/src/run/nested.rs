@@ -12,6 +12,7 @@ use crate::progress::{note, step};
 use crate::qemu::{Disk, Machine};
 use crate::setup::{self, Flavour, GuestFiles};
 use crate::statistics;
+use crate::top;
 use crate::trace::{About, Request};
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
@@ -53,7 +54,7 @@ pub(crate) fn run(ws: &Workspace, args: &NestedArgs) -> Result<ExitCode> {
         cpus: args.cpus,
         kernel: kernel.image,
         initrd: guest::save(ws, "nested.cpio", &guest::initrd(&items)?)?,
-        append: Request::with(trace.as_ref(), &append)?,
+        append: top::with(&log, &Request::with(trace.as_ref(), &append)?)?,
         disk: Disk::of(args.machine.disk.as_deref())?,
     };
     log.used("umbra-vmm", &programs.vmm)?;

@@ -14,6 +14,7 @@ use crate::image::Symbols;
 use crate::progress::{note, step};
 use crate::qemu::{Disk, Machine};
 use crate::setup;
+use crate::top;
 use crate::trace::{About, Request};
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
@@ -41,11 +42,12 @@ pub(crate) fn run(ws: &Workspace, args: &ProgramArgs) -> Result<ExitCode> {
     let mut machine = machine(ws, "program", kernel.image, args)?;
     let trace = Request::of(&args.machine, &log);
     machine.append = Request::with(trace.as_ref(), &machine.append)?;
+    let symbols = Symbols::read(&kernel.elf)?;
     let outcome = if args.machine.interactive {
+        machine.append = top::with(&log, &machine.append)?;
         let limit = args.machine.time_limit.map(Duration::from_secs);
-        machine.run_interactive(&qemu, &mut log, limit)?
+        machine.run_interactive(&qemu, &mut log, limit, trace.as_ref().map(|_| &symbols))?
     } else {
-        let symbols = Symbols::read(&kernel.elf)?;
         let mut out = std::io::stdout();
         machine.run(&qemu, &mut log, args.machine.limit(), &symbols, |bytes| {
             // The console is a terminal and ends its lines with CR LF; what a program wrote had none.

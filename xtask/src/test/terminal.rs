@@ -11,6 +11,7 @@ use crate::qemu::forward;
 use crate::transcript::Transcript;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
+use regex::Regex;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -85,6 +86,9 @@ pub(super) fn run(
     let name = ptsname(&terminal, Vec::new())?;
     let mut cmd = guard::itself()?;
     cmd.args(["run", "linux", "--interactive"]);
+    if matches!(how, Leave::CtrlAX) {
+        cmd.arg("--trace");
+    }
     if let Some(qemu) = qemu {
         cmd.arg("--qemu").arg(qemu);
     }
@@ -122,6 +126,7 @@ pub(super) fn run(
         .and(gone)
         .and_then(|()| ended_well(how, status))
         .and_then(|()| same(&before, &after))
+        .and_then(|()| traced(how, &talk.shown))
         .map_err(|why| format!("{why:#}\n{}", tail(&talk.shown.replace('\r', ""), 40))))
 }
 
@@ -146,6 +151,7 @@ fn converse(talk: &mut Dialogue, how: Leave, xtask: Pid) -> Result<()> {
             talk.expect("~ # ")?;
             talk.enter("echo it ended with $?\r")?;
             talk.expect("\nit ended with 130\r")?;
+            watched()?;
             talk.enter("poweroff -f\r")
         }
         Leave::CtrlAX => {
@@ -158,6 +164,40 @@ fn converse(talk: &mut Dialogue, how: Leave, xtask: Pid) -> Result<()> {
             talk.expect("umbra: storey=L1")?;
             kill_process(xtask, Signal::TERM).context("kill")
         }
+    }
+}
+
+/// A look from another terminal, which the guest's does not notice.
+fn watched() -> Result<()> {
+    let mut cmd = guard::itself()?;
+    let out = cmd.args(["top", "linux", "--once"]).output();
+    let out = out.context("cannot start xtask")?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    let has = |line: &str| Regex::new(&format!("(?m)^{line}")).is_ok_and(|l| l.is_match(&text));
+    for line in SCREEN {
+        if !out.status.success() || !has(line) {
+            let said = String::from_utf8_lossy(&out.stderr);
+            bail!("top shows no {line:?}: {text}{said}");
+        }
+    }
+    Ok(())
+}
+
+/// What `top` shows of a guest that waits in its shell, as regular expressions.
+const SCREEN: [&str; 5] = [
+    r"umbra: linux, up \d+\.\d s of its own time, 2 CPUs; memory 4\d{3} MiB, [1-9]\d+ MiB free, 0 bad frames$",
+    r"vm-1 vcpu-0 +[\d.]+ % +0\.0 % +0\.0 % +[1-9][\d.]+ % +[\d.]+ % +\d+$",
+    r"exits by kind",
+    r"guest: data abort +\d+ +[1-9]\d+",
+    r"vm-1 mmio_exit_user +\d+ +[1-9]\d+$",
+];
+
+/// A run that was left in the middle has its trace all the same.
+fn traced(how: Leave, shown: &str) -> Result<()> {
+    let events = Regex::new(r"\d{4,} events \(\d+ lost\), \d{4,} spans")?;
+    match matches!(how, Leave::CtrlAX) && !events.is_match(shown) {
+        true => bail!("no trace of the run"),
+        false => Ok(()),
     }
 }
 

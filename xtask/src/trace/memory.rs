@@ -1,10 +1,12 @@
-//! The event rings of a machine that hangs, read out of its memory through QEMU's monitor: no code of
-//! the machine has to work any more for that. (One that ends, or panics, writes them itself.)
+//! The event rings, read out of the memory of a machine that did not write them itself, as one does that
+//! ends or panics: of one that hangs through QEMU's monitor, of one that was left (Ctrl-A X) out of the file
+//! that its memory was. No code of the machine has to work any more for that.
 
 use super::log::Log;
-use crate::qmp::Monitor;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use umbra_trace::RECORD_BYTES;
 use umbra_trace::block::{Header, KIND_RING, KIND_SCHEMA};
@@ -22,6 +24,8 @@ const SHOWN: usize = 16;
 /// Where the kernel is linked, and where QEMU's `virt` machine puts the Image.
 const LINKED: u64 = 0xffff_ffff_8000_0000;
 const LOADED: u64 = 0x4020_0000;
+/// Where that machine's memory begins.
+const RAM_BASE: u64 = 0x4000_0000;
 /// The generic timer of QEMU's `-cpu max`.
 const FREQUENCY: u64 = 1_000_000_000;
 
@@ -74,18 +78,39 @@ fn rings(table: &[u8]) -> Vec<Ring> {
 }
 
 /// What is in the rings of the machine, as a trace file. `table` is the table's address and size in
-/// the kernel; `scratch` a file to go through.
-pub(crate) fn read(monitor: &mut Monitor, table: (u64, u64), scratch: &Path) -> Result<Vec<u8>> {
+/// the kernel; `memory` gives so many bytes at a physical address.
+pub(crate) fn read(
+    table: (u64, u64),
+    mut memory: impl FnMut(u64, u64) -> Result<Vec<u8>>,
+) -> Result<Vec<u8>> {
     let Some(at) = physical(table.0) else {
         return Ok(Vec::new());
     };
-    let table = monitor.memory(at, table.1, scratch)?;
+    let table = memory(at, table.1)?;
     let mut file = schema_block();
     for ring in rings(&table).into_iter().filter(|ring| ring.written > 0) {
         file.extend(ring.header().to_bytes());
-        file.extend(monitor.memory(ring.base, ring.bytes(), scratch)?);
+        file.extend(memory(ring.base, ring.bytes())?);
     }
     Ok(file)
+}
+
+/// Writes the trace of a machine whose memory was the file `ram`, unless it has written one itself.
+/// `table` as [`read`] has it.
+pub(crate) fn save_from(ram: &Path, table: Option<(u64, u64)>, trace: &Path) -> Result<()> {
+    let is_there = trace.metadata().is_ok_and(|trace| trace.len() > 0);
+    let Some(table) = table.filter(|_| !is_there) else {
+        return Ok(());
+    };
+    let mut ram = File::open(ram).context("the machine's memory")?;
+    let bytes = read(table, |pa, bytes| {
+        let at = pa.checked_sub(RAM_BASE).context("no memory lies there")?;
+        ram.seek(SeekFrom::Start(at))?;
+        let mut part = vec![0; usize::try_from(bytes)?];
+        ram.read_exact(&mut part).context("the machine's memory")?;
+        Ok(part)
+    })?;
+    fs::write(trace, bytes).context("cannot write the trace")
 }
 
 /// The description of the events: the machine's kernel was built from the same source.

@@ -527,15 +527,20 @@ impl Shadows {
 
     /// What there is and what happened. Costs a look at every entry.
     pub(in crate::kvm) fn summary(&self) -> Summary {
-        let (mut counts, mut contexts) = (self.counts, 0);
+        let mut summary = self.overview();
         for (_, context) in self.pool.values() {
-            contexts += 1;
             let table = &context.table;
+            let counts = &mut summary.counts;
             table.visit(L2Ipa::new(0), END, &TablePages, |leaf| counts.gone(&leaf));
         }
+        summary
+    }
+
+    /// The same without that look: whether what was made ahead was used is known of what is gone only.
+    pub(in crate::kvm) fn overview(&self) -> Summary {
         Summary {
-            counts,
-            contexts,
+            counts: self.counts,
+            contexts: self.pool.values().count() as u64,
             entries: self.places.len() as u64,
             table_pages: self.tables as u64,
         }

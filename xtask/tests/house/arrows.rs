@@ -40,6 +40,7 @@ const ALLOWED: [(&str, &[&str]); 21] = [
         "umbra-fuzz",
         &[
             "umbra-abort",
+            "umbra-apei",
             "umbra-arm64",
             "umbra-kvm-abi",
             "umbra-linux",

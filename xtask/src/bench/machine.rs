@@ -162,13 +162,19 @@ fn boot(parts: &Parts<'_>, name: &str, machine: &Machine, side: Side, how: How) 
     let outcome = machine.run_with(parts.qemu, &more, &mut log, (how.limit, &symbols), |_| {})?;
     check(&outcome, side).with_context(|| format!("see {}", parts.ws.show(log.path())))?;
     let bytes = fs::read(&out).with_context(|| format!("{}", out.display()))?;
+    let mut said = said(&outcome.console);
+    let archive = fs::metadata(&machine.initrd)?.len();
+    said.insert(ARCHIVE.to_owned(), archive as f64 / 1024.0);
     Ok(Run {
         records: Records::decode(&bytes)?,
-        said: said(&outcome.console),
+        said,
         seconds: outcome.seconds,
         kept: None,
     })
 }
+
+/// What is known of every run, beside what is said: the size of the files that the machine was given, in KiB.
+pub(crate) const ARCHIVE: &str = "archive, KiB";
 
 /// Lines `measured NAME = NUMBER` of a console.
 fn said(console: &str) -> BTreeMap<String, f64> {

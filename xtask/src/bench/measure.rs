@@ -1,6 +1,6 @@
 //! How a row's value comes out of what a session left.
 
-use super::machine::Run;
+use super::machine::{ARCHIVE, Run};
 use super::record::{Cause, Exit, Records, median};
 use crate::qemu::MEMORY;
 
@@ -58,7 +58,7 @@ pub(crate) enum Measure {
     Wall,
     /// What the guest or its VMM said.
     Said(&'static str),
-    /// What the machine's memory is more than that, in KiB.
+    /// What the machine's memory is more than that and the files that it was given, in KiB.
     Taken(&'static str),
 }
 
@@ -122,7 +122,10 @@ impl Measure {
                 Some(run.seconds - records.seconds_until_guest)
             }
             Self::Said(name) => run.said.get(name).copied(),
-            Self::Taken(name) => Some(MEMORY as f64 - run.said.get(name)?),
+            Self::Taken(name) => {
+                let (free, files) = (run.said.get(name)?, run.said.get(ARCHIVE)?);
+                Some(MEMORY as f64 - free - files)
+            }
         }
     }
 }
@@ -201,7 +204,7 @@ mod tests {
                 seconds_until_guest: 1.5,
                 phases: vec![vec![exit(Device, false, false, 1)], measured, vec![]],
             },
-            said: [("vm".to_owned(), 3.5)].into(),
+            said: [("vm".to_owned(), 3.5), (ARCHIVE.to_owned(), 0.5)].into(),
             seconds: 4.0,
             kept: None,
         }
@@ -242,7 +245,7 @@ mod tests {
         assert_eq!(value(Measure::Wall), Some(2.5));
         assert_eq!(value(Measure::Said("vm")), Some(3.5));
         assert_eq!(value(Measure::Said("vcpu")), None);
-        assert_eq!(value(Measure::Taken("vm")), Some(4_194_300.5));
+        assert_eq!(value(Measure::Taken("vm")), Some(4_194_300.0));
     }
 
     #[test]

@@ -102,6 +102,12 @@ pub(crate) struct TestPrograms {
     pub(crate) worker: PathBuf,
 }
 
+/// Builds `kvm-probe` alone.
+pub(crate) fn probe(ws: &Workspace) -> Result<PathBuf> {
+    let [probe] = el0(ws, ["kvm-probe"])?;
+    Ok(probe)
+}
+
 /// Builds the test programs of EL0.
 pub(crate) fn test_programs(ws: &Workspace) -> Result<TestPrograms> {
     let [threads, probe, worker] = el0(ws, ["el0-threads", "kvm-probe", "memory-worker"])?;

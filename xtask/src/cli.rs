@@ -296,6 +296,9 @@ pub(crate) struct BenchArgs {
     /// Take KVM's side from target/umbra/bench-kvm/ where an earlier run with the very same files kept it.
     #[arg(long, conflicts_with = "alone")]
     pub(crate) reuse: bool,
+    /// Measure nothing: write docs/performance.md again from target/umbra/bench.json.
+    #[arg(long, exclusive = true)]
+    pub(crate) page: bool,
     /// Print all counts of each session, by cause and between which marks.
     #[arg(long)]
     pub(crate) list: bool,
@@ -311,7 +314,7 @@ pub(crate) struct BenchArgs {
     /// The QEMU program to use. It must have been built with plugins.
     #[arg(long)]
     pub(crate) qemu: Option<PathBuf>,
-    /// Only these sessions: pages, blocks, pair, vmm, l1-pages, l1-blocks, l1-many, l1-costly, take-back,
+    /// Only these sessions: pages, blocks, pair, vmm, l1-pages, l1-blocks, l1-many, take-back-more, l1-costly, take-back,
     /// debian-blocks, debian-pages, nested-blocks, nested-mixed, nested-pages. Then docs/ stays as it is.
     #[arg(value_name = "SESSION")]
     pub(crate) filters: Vec<String>,

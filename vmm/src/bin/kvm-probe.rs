@@ -105,7 +105,7 @@ fn run() -> Result<bool, String> {
             Long("help") | Short('h') => {
                 println!(
                     "kvm-probe [--umbra] [--list] [--seed N] [--effort PERCENT] [--count N] [--calls N | --seconds N] [--limit SECONDS] [FILTER…]\n\
-                     kvm-probe --measure vmm|take-back: work for a counter of exits, see xtask bench"
+                     kvm-probe --measure vmm|take-back|take-back-more: work for a counter of exits, see xtask bench"
                 );
                 return Ok(true);
             }

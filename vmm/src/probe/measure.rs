@@ -40,9 +40,10 @@ pub(crate) fn run(what: &str) -> Outcome {
             dirty_log()?;
             slot_change()
         }
-        "take-back" => take_back(),
+        "take-back" => take_back([16, 64]),
+        "take-back-more" => take_back([256, 1024]),
         other => Err(format!(
-            "nothing to measure is called {other:?}: vmm, take-back"
+            "nothing to measure is called {other:?}: vmm, take-back, take-back-more"
         )),
     }
 }
@@ -212,25 +213,25 @@ fn slot_change() -> Outcome {
     mark(&machine, 2)
 }
 
-/// One page of many is taken from a guest's guest, and comes again.
-fn take_back() -> Outcome {
-    const MOST: usize = 1 << 30;
-    /// L1's tables: two above, and one for each 2 MiB.
-    const TABLES: usize = STAGE2 + (2 + (MOST >> 21)) * PAGE;
+/// One page of many MiB is taken from a guest's guest, with each of these mapped, the larger number last.
+fn take_back(sizes: [usize; 2]) -> Outcome {
+    let most = sizes[1] << 20;
+    // L1's: two above, and one for each 2 MiB.
+    let tables = STAGE2 + (2 + (most >> 21)) * PAGE;
     let machine = Machine::new()?;
-    let data = granted(Region::new(TABLES.next_multiple_of(2 << 20)), "mmap")?;
+    let data = granted(Region::new(tables.next_multiple_of(2 << 20)), "mmap")?;
     granted(machine.add(&data, DATA, 0), "a slot for L1")?;
-    let region = small_pages(MOST)?;
+    let region = small_pages(most)?;
     granted(machine.add(&region, AT, 0), "a slot for L2")?;
     let vcpu = nested(&machine, &data, 0, HCR)?;
     let at = |n: usize| STAGE2 + n * PAGE;
     let table = |n: usize| (DATA + at(n) as u64) | 3;
     data.set_u64(at(0) + 8 * ((AT + ABOVE) >> 30) as usize, table(1));
-    for page in 0..MOST / PAGE {
+    for page in 0..most / PAGE {
         data.set_u64(at(1) + 8 * (page / 512), table(2 + page / 512));
         data.set_u64(at(2) + 8 * page, (AT + (page * PAGE) as u64) | 0x7ff);
     }
-    for (number, mib) in [16, 64, 256, 1024].into_iter().enumerate() {
+    for (number, mib) in sizes.into_iter().enumerate() {
         let pages = (mib << 20) / PAGE;
         let program = machine.place(&touching(false, AT + ABOVE, pages, true));
         if number == 0 {

@@ -23,7 +23,7 @@ use crate::workspace::Workspace;
 use anyhow::{Context, Result};
 use machine::{How, Run, Side};
 use rows::{ROWS, Value};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use session::Session;
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,20 +33,27 @@ use std::time::Duration;
 pub(crate) use machine::{Parts, smoke};
 
 /// The whole result, as `target/umbra/bench.json` has it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Report {
+    /// The command that measured it.
+    command: String,
     date: String,
     commit: String,
     qemu: String,
     kvm: String,
     rows: Vec<Value>,
     sessions: Vec<Told>,
+    /// Rows that have no value, each with the side.
+    missing: Vec<String>,
 }
 
+/// Its file below `target/umbra/`.
+const RESULT: &str = "bench.json";
+
 /// What became of a session on one side.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Told {
-    session: &'static str,
+    session: String,
     side: Side,
     /// Wall time of the emulator.
     seconds: Option<f64>,
@@ -65,6 +72,9 @@ pub(crate) fn run(ws: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
         host::run(ws, args.dry)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if args.page {
+        return tell_again(ws);
+    }
     let chosen = Session::chosen(&args.filters, args.quick)?;
     setup::for_build(ws)?;
     let qemu = setup::qemu(ws, args.qemu.as_deref())?;
@@ -77,7 +87,7 @@ pub(crate) fn run(ws: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
         others: args.plugin.clone(),
         kernel: step("build umbra", || build::kernel(ws, Profile::Release))?,
         programs: step("build init and umbra-vmm", || build::programs(ws))?,
-        probe: Some(step("build kvm-probe", || build::test_programs(ws))?.probe),
+        probe: Some(step("build kvm-probe", || build::probe(ws))?),
         payloads: step("build guest payloads", || build::payloads(ws))?,
         debian: Some(&debian),
     };
@@ -109,23 +119,25 @@ pub(crate) fn run(ws: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
         }
     }
     let measured = ROWS.iter().filter(|row| chosen.contains(&row.session));
+    let lost = lost(&chosen, &runs, args.alone);
     let report = Report {
+        command: line(args),
         date: page::today(),
         commit: page::commit(ws),
         qemu: qemu.version.clone(),
         kvm: debian.label.clone(),
         rows: measured.map(|row| value(row, &runs)).collect(),
         sessions: runs.iter().map(|(key, run)| told(*key, run)).collect(),
+        missing: lost.clone(),
     };
     print!("{}", page::table(&report.rows));
-    let lost = lost(&chosen, &runs, args.alone);
     if !args.alone {
-        let path = ws.folder("")?.join("bench.json");
+        let path = ws.folder("")?.join(RESULT);
         let json = serde_json::to_string_pretty(&report).context("bench.json")?;
         fs::write(&path, json + "\n").with_context(|| format!("{}", path.display()))?;
         note(&format!("written: {}", ws.show(&path)));
         if args.filters.is_empty() && !args.dry {
-            page::write(ws, &report, &lost, &line(args))?;
+            page::write(ws, &report)?;
         }
     }
     if lost.is_empty() {
@@ -134,6 +146,30 @@ pub(crate) fn run(ws: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
     eprintln!("xtask: not measured:");
     lost.iter().for_each(|row| eprintln!("xtask:   {row}"));
     Ok(ExitCode::FAILURE)
+}
+
+/// Writes the page of the last run again: its texts are another matter than its numbers.
+fn tell_again(ws: &Workspace) -> Result<ExitCode> {
+    let path = ws.folder("")?.join(RESULT);
+    let text = fs::read_to_string(&path);
+    let text = text.with_context(|| format!("{}: run cargo xtask bench first", ws.show(&path)))?;
+    let report: Report = serde_json::from_str(&text)
+        .with_context(|| format!("{} is of another version", ws.show(&path)))?;
+    let unknown = report.rows.iter().find(|value| {
+        let is = |row: &&rows::Row| row.name == value.name && row.unit == value.unit;
+        !ROWS.iter().any(|row| is(&row))
+    });
+    if let Some(value) = unknown {
+        anyhow::bail!("{}: no row is called {:?}", ws.show(&path), value.name);
+    }
+    let short = ROWS.iter().filter(|row| !row.session.is_long());
+    anyhow::ensure!(
+        report.rows.len() >= short.count(),
+        "{} has only some of the sessions",
+        ws.show(&path)
+    );
+    page::write(ws, &report)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn value(row: &rows::Row, runs: &Runs) -> Value {
@@ -147,7 +183,7 @@ fn value(row: &rows::Row, runs: &Runs) -> Value {
 fn told((session, side): (Session, Side), run: &Result<Run>) -> Told {
     let ended = run.as_ref().ok();
     Told {
-        session: session.name(),
+        session: session.name().to_owned(),
         side,
         seconds: ended.map(|run| run.seconds),
         kept: ended.and_then(|run| run.kept.clone()),
@@ -222,7 +258,8 @@ mod tests {
         let told: Vec<Told> = runs.iter().map(|(key, run)| told(*key, run)).collect();
         let failed: Vec<_> = told.iter().filter(|told| told.error.is_some()).collect();
         assert_eq!(failed.len(), 1);
-        assert_eq!((failed[0].session, failed[0].side), ("pages", Side::Kvm));
+        assert_eq!(failed[0].session, "pages");
+        assert_eq!(failed[0].side, Side::Kvm);
         assert!(
             super::lost(&chosen, &runs, true).is_empty(),
             "nobody asked for KVM"

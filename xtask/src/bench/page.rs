@@ -122,10 +122,10 @@ fn notes() -> BTreeMap<(&'static str, &'static str), &'static str> {
 }
 
 /// Writes `docs/performance.md` and `docs/performance.svg`.
-pub(crate) fn write(ws: &Workspace, report: &Report, lost: &[String], line: &str) -> Result<()> {
+pub(crate) fn write(ws: &Workspace, report: &Report) -> Result<()> {
     let docs = ws.root().join("docs");
     let files = [
-        ("performance.md", page(report, lost, line)),
+        ("performance.md", page(report)),
         ("performance.svg", chart(&report.rows)),
     ];
     for (name, text) in files {
@@ -136,7 +136,8 @@ pub(crate) fn write(ws: &Workspace, report: &Report, lost: &[String], line: &str
     Ok(())
 }
 
-fn page(report: &Report, lost: &[String], line: &str) -> String {
+fn page(report: &Report) -> String {
+    let (lost, line) = (&report.missing, &report.command);
     let mut text = format!(
         "# Performance\n\n\
          What exits cost on umbra and on Linux/KVM, in instructions and memory accesses of the hypervisor (and of the VMM, where \
@@ -177,7 +178,7 @@ fn page(report: &Report, lost: &[String], line: &str) -> String {
         text.push_str("None.\n");
     }
     for row in missed {
-        let why = notes.get(&(row.name, row.unit)).copied();
+        let why = notes.get(&(row.name.as_str(), row.unit.as_str())).copied();
         let why = why.unwrap_or("not explained yet.");
         let _ = writeln!(text, "* **{}, {}:** {why}", row.name, row.unit);
     }
@@ -341,13 +342,15 @@ mod tests {
             .iter()
             .map(|row| Value::new(row, Some(100.0), Some(99.0)));
         let told = |session, side, seconds, error: Option<&str>| Told {
-            session,
+            session: str::to_owned(session),
             side,
             seconds,
             kept: None,
             error: error.map(str::to_owned),
         };
         Report {
+            command: "cargo xtask bench --quick".into(),
+            missing: vec![],
             date: "2026-11-21".into(),
             commit: "0".into(),
             qemu: "QEMU".into(),
@@ -372,7 +375,9 @@ mod tests {
     #[test]
     fn a_miss_is_told_with_its_cause_and_the_chart_is_whole() {
         let report = report();
-        let text = page(&report, &[], "cargo xtask bench --quick");
+        // It goes through the file.
+        let text = serde_json::to_string(&report).unwrap();
+        let text = page(&serde_json::from_str(&text).unwrap());
         assert!(text.contains("Written by `cargo xtask bench --quick` on 2026-11-21 at 0."));
         assert!(text.contains("* **hypercall that nobody owns, instructions:** "));
         assert!(text.contains("| pages | 3 s | 8 s (kept, 2026-11-20) |"));
@@ -386,11 +391,8 @@ mod tests {
     fn what_is_missing_is_named_with_its_cause() {
         let mut report = report();
         report.rows[0] = Value::new(&ROWS[0], None, Some(1.0));
-        let text = page(
-            &report,
-            &["a row, exits, on Linux/KVM".into()],
-            "cargo xtask bench",
-        );
+        report.missing = vec!["a row, exits, on Linux/KVM".into()];
+        let text = page(&report);
         assert!(text.contains("* blocks on Linux/KVM failed: the time limit came first\n"));
         assert!(text.contains("\n* a row, exits, on Linux/KVM\n"));
         assert!(text.contains(&format!(

@@ -3,7 +3,7 @@
 use super::measure::{Measure, What};
 use super::record::Cause;
 use super::session::Session;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy)]
@@ -47,12 +47,12 @@ mod vmm {
     pub(super) const TOUCHES: u64 = 16 * 64;
 }
 
-/// Measurements of `kvm-probe --measure take-back`.
+/// Measurements of `kvm-probe --measure take-back`, and of `take-back-more`.
 mod taken {
     pub(super) const OF_16: usize = 0;
     pub(super) const OF_64: usize = 1;
-    pub(super) const OF_256: usize = 2;
-    pub(super) const OF_1024: usize = 3;
+    pub(super) const OF_256: usize = 0;
+    pub(super) const OF_1024: usize = 1;
 }
 
 /// Measurements of the payload `l1_bench`.
@@ -113,7 +113,7 @@ use Measure::{
 };
 use Session::{
     Blocks, DebianBlocks, DebianPages, L1Blocks, L1Costly, L1Many, L1Pages, NestedBlocks,
-    NestedMixed, NestedPages, Pages, Pair, TakeBack, Vmm,
+    NestedMixed, NestedPages, Pages, Pair, TakeBack, TakeBackMore, Vmm,
 };
 use What::{Accesses, Instructions, User};
 
@@ -406,13 +406,13 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     insn(
         "VMM takes back a page, 256 MiB mapped in the shadow",
-        TakeBack,
+        TakeBackMore,
         One(taken::OF_256, Device, Instructions),
         None,
     ),
     insn(
         "VMM takes back a page, 1 GiB mapped in the shadow",
-        TakeBack,
+        TakeBackMore,
         One(taken::OF_1024, Device, Instructions),
         None,
     ),
@@ -665,12 +665,12 @@ pub(crate) const ROWS: &[Row] = &[
 ];
 
 /// A row with its values, as `bench.json` has it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Value {
     /// The row's name.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// Of what the values are.
-    pub(crate) unit: &'static str,
+    pub(crate) unit: String,
     /// Linux/KVM's.
     pub(crate) kvm: Option<f64>,
     /// umbra's.
@@ -686,8 +686,8 @@ impl Value {
     pub(crate) fn new(row: &Row, kvm: Option<f64>, umbra: Option<f64>) -> Self {
         let ratio = kvm.zip(umbra).filter(|(kvm, _)| *kvm > 0.0);
         Self {
-            name: row.name,
-            unit: row.unit,
+            name: row.name.to_owned(),
+            unit: row.unit.to_owned(),
             kvm,
             umbra,
             ratio: ratio.map(|(kvm, umbra)| umbra / kvm),

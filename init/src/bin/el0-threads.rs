@@ -21,7 +21,7 @@ const ROUNDS: u64 = 2000;
 type Part = fn() -> Result<(), String>;
 
 fn main() -> ExitCode {
-    let parts: [(&str, Part); 11] = [
+    let parts: [(&str, Part); 12] = [
         ("mutex and atomics", counters),
         ("condition variable", ring),
         ("channel", channel),

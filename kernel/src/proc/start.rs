@@ -337,6 +337,10 @@ fn start_thread(
         signals,
         name,
     );
+    let filters = call.thread.filters.lock().clone();
+    if let Some(filters) = filters {
+        thread.filter(filters);
+    }
     let word = call.thread.memory_error_word.load(Ordering::Relaxed);
     thread.memory_error_word.store(word, Ordering::Relaxed);
     if args.flags & CLONE_CHILD_CLEARTID != 0 {

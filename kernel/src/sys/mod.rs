@@ -14,6 +14,7 @@ mod message;
 mod path;
 mod poll;
 mod process;
+mod seccomp;
 mod signal;
 mod socket;
 pub(crate) mod time;
@@ -66,6 +67,9 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
     let a: Args = [x0, x1, x2, x3, x4, x5];
     let number = context.frame.x[8];
     let call = &context.call;
+    if let Some(done) = seccomp::check(call, context.frame) {
+        return done;
+    }
     trace::record(Who::PROCESS, move || Event::SysEnter {
         id: number as u32,
         a0: x0,
@@ -208,6 +212,7 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         261 => info::prlimit64(call, a),
         242 => socket::accept4(call, a),
         276 => path::renameat2(call, a),
+        277 => seccomp::seccomp(call, a),
         278 => info::getrandom(call, a),
         279 => memory::memfd_create(call, a),
         291 => path::statx(call, a),

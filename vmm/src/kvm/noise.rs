@@ -4,10 +4,11 @@ use std::ptr;
 
 use super::{ABOVE_MAPPED, LOWEST_MAPPED, PAGE, Region, answer};
 
-/// Calls that end or replace the process or a thread, or that say where the kernel writes later: exit,
+/// Calls that end or replace the process or a thread, or that say where the kernel writes later or what may be
+/// called: exit,
 /// exit_group, set_tid_address, rt_sigaction, rt_sigprocmask, rt_sigreturn, rt_sigsuspend, clone,
-/// execve, clone3.
-const NEVER: [u64; 11] = [93, 94, 96, 99, 133, 134, 135, 139, 220, 221, 435];
+/// execve, seccomp, clone3.
+const NEVER: [u64; 12] = [93, 94, 96, 99, 133, 134, 135, 139, 220, 221, 277, 435];
 /// munmap, mremap, mprotect, madvise: what they name is changed.
 const CHANGES: [u64; 4] = [215, 216, 226, 233];
 const MMAP: u64 = 222;

@@ -92,7 +92,7 @@ macro_rules! rows {
 }
 
 rows! {
-    system: api_version extensions run_page_size ipa_sizes unknown_ioctls bad_pointers statistics;
+    system: api_version extensions run_page_size ipa_sizes unknown_ioctls bad_pointers statistics filtered_calls;
     vcpus: ids before_init bad_init differing_features init_again_resets preferred_target refused_calls;
     slots: alignment overlap beyond_the_vm delete move_slot change delete_under_use read_only
         read_only_walk many most shared_file region2 bad_flags;

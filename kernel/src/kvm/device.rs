@@ -196,7 +196,7 @@ fn set(vm: &Vm, mm: &Mm, attr: &DeviceAttr) -> Result<(), Errno> {
         Attr::Register(frame, offset) => {
             let value = read_struct::<u32>(mm, attr.addr)?;
             registers::set_frame(vm, frame, offset, value)?;
-            super::its::begin_lpis(vm);
+            super::its::begin_lpis(vm, frame);
             Ok(())
         }
         Attr::SysReg { vcpu, instr } => {

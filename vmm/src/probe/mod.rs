@@ -106,7 +106,7 @@ rows! {
     events: external_abort external_abort_of_mmio serror serror_masked before_init bad_values;
     debug: errors single_step of_the_vmm of_the_guest;
     time: offsets stolen clock;
-    timers: interrupts chosen_interrupts counters_set offset_set;
+    timers: interrupts chosen_interrupts counters_set offset_set far_alarm;
     pmu: set_up cycles overflow divided;
     gic: none created_once addresses init_order vcpu_after_init closed_vcpu too_few_redistributors registers bad_attributes;
     interface: last_redistributors redistributors_grow early_registers deactivated_elsewhere maintenance of_el2;
@@ -121,7 +121,7 @@ rows! {
     below: cells not_routed table shadow_table read_only_slot vncr;
     shadows: writes_show_once by_hand initially_set walks_show flags_show no_write_is_lost slots_change
         delete_under_use tables_go;
-    el2: authenticated_returns serrors_of_the_vmm serrors_of_l1 virtual_interrupts big_endian_tables restored_below
+    el2: authenticated_returns serrors_of_the_vmm serrors_of_l1 virtual_interrupts walks_beyond_memory big_endian_tables restored_below
         init_again_below;
     ghes: claimed claimed_below about_another_page met_by_the_vmm found_early nothing_to_claim nonsense;
     heal: own_walk root_page nothing_is_leaked process_table process_table_of_a_vm run_page file children;

@@ -34,6 +34,7 @@ pub mod pmu;
 pub mod psci;
 pub mod rtc;
 pub mod sabotage;
+pub mod scarce;
 pub mod semihosting;
 pub mod sync;
 pub mod thread;

@@ -78,11 +78,13 @@ pub(super) fn create(
         return Ok(());
     }
     if create.kind == KVM_DEV_TYPE_ARM_VGIC_ITS {
+        let its = vm.itses.create(vm)?;
         let file = its::ItsFile {
             open: open.clone(),
-            its: vm.itses.create(vm)?,
+            its: its.clone(),
         };
-        create.fd = call.process.install(Arc::new(file), true)?;
+        let fd = call.process.install(Arc::new(file), true);
+        create.fd = fd.inspect_err(|_| vm.itses.forget(&its))?;
         return Ok(());
     }
     with_all_stopped(vm, || {

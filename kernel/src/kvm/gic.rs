@@ -564,7 +564,10 @@ impl Gic {
     }
 }
 
-/// KVM_IRQFD.
+/// Irqfds that a VM may have: as many as it may have GSIs.
+const MOST_IRQFDS: usize = super::routing::MAX_ROUTES as usize;
+
+/// KVM_IRQFD. `ENOMEM`: too many.
 pub(super) fn irqfd(vm: &Arc<Vm>, call: &Call<'_>, request: &IrqFd) -> Result<(), Errno> {
     const DEASSIGN: u32 = KVM_IRQFD_FLAG_DEASSIGN;
     if request.flags & !(DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE) != 0 {
@@ -592,7 +595,15 @@ pub(super) fn irqfd(vm: &Arc<Vm>, call: &Call<'_>, request: &IrqFd) -> Result<()
         resample,
     });
     let listener: Arc<dyn EventSink> = sink.clone();
+    {
+        let mut sinks = vm.gic.irqfds.lock();
+        let room = sinks.try_reserve(1);
+        if sinks.len() >= MOST_IRQFDS || room.is_err() {
+            return Err(Errno::ENOMEM);
+        }
+    }
     event.watch(&listener)?;
+    // There is room, or little is missing: others may have taken it meanwhile.
     vm.gic.irqfds.lock().push(sink);
     if resamples {
         vm.gic.notify_ends(vm, request.gsi);

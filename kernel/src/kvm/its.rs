@@ -119,7 +119,14 @@ impl Host for VmHost<'_> {
     }
 }
 
+/// ITSes of a VM. One lasts as long as the VM, whether its file is closed or not.
+const MOST_ITSES: usize = 64;
+
 impl Itses {
+    /// Takes back one that nobody was told of.
+    pub(super) fn forget(&self, its: &Arc<ItsUnit>) {
+        self.list.lock().retain(|other| !Arc::ptr_eq(other, its));
+    }
     pub(super) fn new() -> Self {
         Self {
             list: SpinLock::new("its list", 108, Vec::new()),
@@ -131,7 +138,7 @@ impl Itses {
         !self.list.lock().is_empty()
     }
 
-    /// A new ITS. `ENOMEM`.
+    /// A new ITS. `ENOMEM`: or there are too many.
     pub(super) fn create(&self, vm: &Vm) -> Result<Arc<ItsUnit>, Errno> {
         let its = Arc::new(ItsUnit {
             unit: SpinLock::new(
@@ -145,6 +152,9 @@ impl Itses {
         });
         {
             let mut list = self.list.lock();
+            if list.len() >= MOST_ITSES {
+                return Err(Errno::ENOMEM);
+            }
             list.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
             list.push(its.clone());
         }

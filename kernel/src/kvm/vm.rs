@@ -170,7 +170,7 @@ impl Vm {
             mm: mm.clone(),
         });
         let weak: Weak<dyn Notifier> = Arc::downgrade(&vm) as Weak<dyn Notifier>;
-        mm.add_notifier(weak);
+        mm.add_notifier(weak)?;
         Ok(vm)
     }
 

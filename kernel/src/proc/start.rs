@@ -75,6 +75,11 @@ struct Starting {
 /// Scheduled threads of processes: only counted.
 static THREADS: AtomicU64 = AtomicU64::new(0);
 
+/// Threads of processes, of all of them.
+pub(crate) fn thread_count() -> u64 {
+    THREADS.load(Ordering::Relaxed)
+}
+
 impl Starting {
     fn new(process: &Arc<Process>) -> Result<Self, Errno> {
         if THREADS.load(Ordering::Relaxed) >= MAX_THREADS as u64 {

@@ -67,6 +67,9 @@ fn strings(call: &Call<'_>, list: u64, room: &mut usize) -> Result<Vec<Vec<u8>>,
         let limit = (*room).min(MAX_STRING);
         let string = call.process.mm().read_string(Hva::new(pointer), limit)?;
         *room = room.checked_sub(string.len() + 9).ok_or(Errno::E2BIG)?;
+        // Each is small; all of them are not.
+        crate::mem::admit()?;
+        strings.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
         strings.push(string);
     }
 }

@@ -29,8 +29,6 @@ pub struct Bench {
     pub grows: &'static str,
     /// How far.
     pub sizes: &'static [u64],
-    /// The largest size whose run is counted too: a counted instruction takes fifty times as long.
-    pub counted_to: u64,
     /// Makes the work of a size.
     pub set_up: fn(u64) -> Box<dyn Work>,
 }
@@ -124,7 +122,6 @@ const fn bench(
         operation,
         grows,
         sizes,
-        counted_to: 1_000_000,
         set_up,
     }
 }

@@ -5,8 +5,13 @@
 //! PC-relative addresses. It builds the first tables: one identity block in TTBR0 (dropped as soon
 //! as Rust runs) and the image in TTBR1, page by page with the rights its sections ask for, so that
 //! no page is ever writable and executable at once.
+//!
+//! A CPU on which umbra cannot run goes another way: at EL1, which every CPU has, to `refused`, with
+//! all of the first 512 GiB mapped as it is, so that there is a console to say why.
 
 use core::arch::global_asm;
+
+use crate::refused::Missing;
 
 /// Base of the image in umbra's address space; `link.ld` has the same number.
 pub(crate) const IMAGE_BASE: u64 = 0xffff_ffff_8000_0000;
@@ -69,7 +74,15 @@ const PAGE_RW: u64 = 0b11 | 1 << 10 | 3 << 8 | 1 << 54 | 1 << 53;
 /// The identity block: executable, since the instruction after the MMU goes on is fetched through it.
 const BLOCK_ID: u64 = 0b01 | 1 << 10 | 3 << 8 | 1 << 7 | 1 << 54;
 
-// Register use: x20 device tree, x21 image PA, x22 first boot table PA, x23 per-CPU argument.
+/// The same of the device tree's, which nobody executes.
+const BLOCK_TREE: u64 = BLOCK_ID | 1 << 53;
+/// An identity block of devices.
+const BLOCK_DEVICE: u64 = 0b01 | 1 << 2 | 1 << 10 | 1 << 54 | 1 << 53;
+/// SPSR for EL1 with its own stack pointer, everything masked.
+const TO_EL1: u64 = 0x3c5;
+
+// Register use: x20 device tree, x21 image PA, x22 first boot table PA, x23 per-CPU argument, x24 what
+// is missing (`refused::Missing`), or 0.
 // Boot tables: [0] identity L0, [1] identity L1, [2] TTBR1 L0, [3] TTBR1 L1, [4] TTBR1 L2,
 // [5..12] TTBR1 L3 (14 MiB of image at most).
 global_asm!(
@@ -95,6 +108,26 @@ global_asm!(
     8:
     .endm
 
+    // TCR for this CPU into x0; clobbers x1, x2.
+    .macro tcr_value
+    load64  x0, {tcr}
+    mrs     x1, id_aa64mmfr0_el1
+    and     x1, x1, #0xf
+    mov     x2, #5                              // 48 bits at most: no LPA2 descriptors
+    cmp     x1, x2
+    csel    x1, x1, x2, lo
+    orr     x0, x0, x1, lsl #32
+    .endm
+
+    // Returns to the same place in the high image; clobbers x1.
+    .macro return_high
+    adrp    x1, __image_start
+    sub     x30, x30, x1
+    load64  x1, {base}
+    add     x30, x30, x1
+    ret
+    .endm
+
     .pushsection .head, "ax"
     .global _head
 _head:
@@ -112,10 +145,25 @@ primary_entry:
     mov     x20, x0
     adrp    x21, __image_start
     adrp    x22, __boot_tables
+    mov     x24, #0
     mrs     x9, CurrentEL
     cmp     x9, #(2 << 2)
+    b.eq    1f
+    cmp     x9, #(1 << 2)
     b.ne    park
-
+    mov     x24, #{no_el2}
+    b       2f
+1:  mrs     x9, id_aa64mmfr1_el1
+    ubfx    x9, x9, #8, #4                      // VH
+    mrs     x10, id_aa64isar0_el1
+    ubfx    x10, x10, #20, #4                   // Atomic
+    mov     x11, #{no_lse}
+    cmp     x10, #0
+    csel    x24, x11, x24, eq
+    mov     x11, #{no_vhe}
+    cmp     x9, #0
+    csel    x24, x11, x24, eq
+2:
     // Clear bss and the tables, with caches off: then throw away stale lines.
     adrp    x0, __bss_start
     adrp    x1, __bss_end
@@ -174,8 +222,29 @@ primary_entry:
     orr     x4, x4, x5
     add     x1, x22, #4096
     str     x4, [x1, x3, lsl #3]
+    cbz     x24, 6f
 
-    adrp    x0, __bss_start
+    // To say that umbra cannot run: where the device tree is, and all else for its devices.
+    ubfx    x3, x20, #30, #9
+    ldr     x4, [x1, x3, lsl #3]
+    cbnz    x4, 4f
+    lsr     x4, x20, #30
+    lsl     x4, x4, #30
+    load64  x5, {block_tree}
+    orr     x4, x4, x5
+    str     x4, [x1, x3, lsl #3]
+4:  load64  x5, {block_device}
+    mov     x3, #0
+5:  ldr     x4, [x1, x3, lsl #3]
+    orr     x6, x5, x3, lsl #30
+    cmp     x4, #0
+    csel    x4, x6, x4, eq
+    str     x4, [x1, x3, lsl #3]
+    add     x3, x3, #1
+    cmp     x3, #512
+    b.ne    5b
+
+6:  adrp    x0, __bss_start
     adrp    x1, __bss_end
     dmb     sy
 3:  dc      civac, x0
@@ -184,6 +253,7 @@ primary_entry:
     b.lo    3b
     dsb     sy
 
+    cbnz    x24, refused
     bl      mmu_on
     ldr     x1, =__boot_stack_top
     mov     sp, x1
@@ -192,6 +262,28 @@ primary_entry:
     mov     x0, x20
     mov     x1, x21
     ldr     x2, =primary_rust
+    br      x2
+
+refused:
+    mrs     x9, CurrentEL
+    cmp     x9, #(1 << 2)
+    b.eq    9f
+    load64  x0, {rw}
+    msr     hcr_el2, x0
+    load64  x0, {to_el1}
+    msr     spsr_el2, x0
+    adr     x0, 9f
+    msr     elr_el2, x0
+    isb
+    eret
+9:  bl      mmu_on_at_el1
+    ldr     x1, =__boot_stack_top
+    mov     sp, x1
+    mov     x29, #0
+    mov     x30, #0
+    mov     x0, x20
+    mov     x1, x24
+    ldr     x2, =refused_rust
     br      x2
 
     // PSCI CPU_ON lands here with the CPU's argument (a high address) in x0.
@@ -223,13 +315,7 @@ mmu_on:
     isb
     load64  x0, {mair}
     msr     mair_el2, x0
-    load64  x0, {tcr}
-    mrs     x1, id_aa64mmfr0_el1
-    and     x1, x1, #0xf
-    mov     x2, #5                              // 48 bits at most: no LPA2 descriptors
-    cmp     x1, x2
-    csel    x1, x1, x2, lo
-    orr     x0, x0, x1, lsl #32
+    tcr_value
     msr     tcr_el2, x0
     msr     ttbr0_el2, x22
     add     x0, x22, #(2 * 4096)
@@ -243,12 +329,27 @@ mmu_on:
     load64  x0, {sctlr}
     msr     sctlr_el2, x0
     isb
-    // Return to the same place in the high image.
-    adrp    x1, __image_start
-    sub     x30, x30, x1
-    load64  x1, {base}
-    add     x30, x30, x1
-    ret
+    return_high
+
+    // The same without VHE and without EL2: the formats are EL1's anyway.
+mmu_on_at_el1:
+    load64  x0, {mair}
+    msr     mair_el1, x0
+    tcr_value
+    msr     tcr_el1, x0
+    msr     ttbr0_el1, x22
+    add     x0, x22, #(2 * 4096)
+    msr     ttbr1_el1, x0
+    isb
+    tlbi    vmalle1
+    dsb     nsh
+    ic      iallu
+    dsb     nsh
+    isb
+    load64  x0, {sctlr}
+    msr     sctlr_el1, x0
+    isb
+    return_high
     .ltorg
     .popsection
     "#,
@@ -256,6 +357,13 @@ mmu_on:
     page_ro = const PAGE_RO,
     page_rw = const PAGE_RW,
     block_id = const BLOCK_ID,
+    block_tree = const BLOCK_TREE,
+    block_device = const BLOCK_DEVICE,
+    to_el1 = const TO_EL1,
+    rw = const HCR_RW,
+    no_el2 = const Missing::El2 as u64,
+    no_vhe = const Missing::Vhe as u64,
+    no_lse = const Missing::Lse as u64,
     hcr = const HCR_HOST,
     mair = const MAIR,
     tcr = const TCR,

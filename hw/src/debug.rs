@@ -67,7 +67,8 @@ macro_rules! write_each {
 }
 
 impl DebugRegs {
-    /// Right before the guest is entered.
+    /// Right before the guest is entered. Away from the exits of guests that nobody debugs.
+    #[inline(never)]
     pub(crate) fn load(&self) {
         if self.mdscr & MDSCR_MDE != 0 {
             write_each!(self.bvr, breakpoints(), "4", u64::MAX);
@@ -91,6 +92,7 @@ impl DebugRegs {
     }
 
     /// Right after it left.
+    #[inline(never)]
     pub(crate) fn unload(&self) {
         if left_out(Safeguard::DebugOff) {
             return;

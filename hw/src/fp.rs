@@ -50,10 +50,15 @@ impl FpState {
     }
 
     /// Puts this state into the registers, saving the one that was there.
+    #[inline]
     pub fn load(&mut self) {
-        if self.is_loaded() {
-            return;
+        if !self.is_loaded() {
+            self.load_anew();
         }
+    }
+
+    #[inline(never)]
+    fn load_anew(&mut self) {
         save();
         let base = self.0.get();
         // SAFETY: reads the 528 bytes of `self`; umbra itself has no live FP values (softfloat).
@@ -118,14 +123,21 @@ pub(crate) fn init_cpu() {
     trap_el0(false);
 }
 
-/// Traps FP use at every level (CPTR_EL2.FPEN = 0b00) and CPACR_EL1 as a guest's traps have it, for the
-/// time it runs.
-pub(crate) fn trap_guest(fp: bool, cpacr: bool) {
+/// CPTR_EL2 of a guest that uses FP and CPACR_EL1 as it likes.
+pub(crate) const CPTR_OPEN: u64 = 0b11 << 20;
+
+/// CPTR_EL2 of a guest whose FP use traps at every level (FPEN = 0b00), or whose use of CPACR_EL1.
+pub(crate) const fn cptr(fp: bool, cpacr: bool) -> u64 {
     const TCPAC: u64 = 1 << 31;
-    let fpen = if fp { 0 } else { 0b11 };
-    let cpacr = if cpacr { TCPAC } else { 0 };
+    let fpen = if fp { 0 } else { CPTR_OPEN };
+    if cpacr { fpen | TCPAC } else { fpen }
+}
+
+/// Makes CPTR_EL2 a guest's, for the time it runs.
+#[inline(never)]
+pub(crate) fn trap_guest(cptr: u64) {
     // SAFETY: umbra uses no FP; an ERET follows.
-    unsafe { msr!("cptr_el2", fpen << 20 | cpacr) };
+    unsafe { msr!("cptr_el2", cptr) };
 }
 
 /// Ends [`trap_guest`].

@@ -82,10 +82,9 @@ pub fn run(
     if this.vbar.get() != vectors::guest_vectors() {
         user::set_vbar(vectors::guest_vectors());
     }
-    let traps = &this.traps;
-    let fp_traps = traps.fp.get() || traps.cpacr.get();
-    if fp_traps {
-        fp::trap_guest(traps.fp.get(), traps.cpacr.get());
+    let cptr = this.traps.cptr.get();
+    if cptr != fp::CPTR_OPEN {
+        fp::trap_guest(cptr);
     }
     if let Some(debug) = debug {
         debug.load();
@@ -105,7 +104,7 @@ pub fn run(
         debug.unload();
     }
     watch(frame, Some(Cause(cause)));
-    if fp_traps {
+    if cptr != fp::CPTR_OPEN {
         fp::trap_nothing();
     }
     Cause(cause).read()
@@ -424,7 +423,8 @@ impl VcpuRegs {
     /// So many neighbours from a VNCR offset on, none of which is ever in hardware.
     pub fn words(&self, offset: u16, count: u16) -> impl Iterator<Item = u64> {
         let first = usize::from(offset / 8) % 512;
-        let words = self.page.0[first..].iter().take(count.into());
+        let end = (first + usize::from(count)).min(512);
+        let words = self.page.0[first..end].iter();
         words.map(|word| word.load(Ordering::Relaxed))
     }
 

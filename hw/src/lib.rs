@@ -13,6 +13,7 @@ mod boot;
 mod exception;
 mod mmu;
 mod percpu;
+mod refused;
 mod regs;
 mod vectors;
 
@@ -33,6 +34,7 @@ pub mod pmu;
 pub mod psci;
 pub mod rtc;
 pub mod sabotage;
+pub mod scarce;
 pub mod semihosting;
 pub mod sync;
 pub mod thread;
@@ -46,7 +48,8 @@ pub mod vgic;
 pub use boot::{HCR_AMO, HCR_API, HCR_APK, HCR_E2H, HCR_FMO, HCR_IMO, HCR_RW, HCR_TGE};
 pub use exception::{backtrace, frame_pointer};
 pub use mmu::{NoTablePages, donate, donated_pages, image, nowhere, table_pages_left};
-pub use percpu::{MAX_CPUS, cpu};
+pub use percpu::{MAX_CPUS, affinity, cpu};
+pub use refused::Farewell;
 
 use umbra_arm64::Pa;
 
@@ -55,11 +58,12 @@ unsafe extern "Rust" {
     fn umbra_secondary() -> !;
 }
 
-/// Names the kernel's two entry points: the function the boot CPU runs with the device tree's
-/// physical address, and the one every further CPU runs.
+/// Names the kernel's entry points: the function the boot CPU runs with the device tree's physical
+/// address, the one every further CPU runs, and the one that finds a console in the device tree where
+/// umbra cannot run; that one may use no atomics and no log.
 #[macro_export]
 macro_rules! entry {
-    ($primary:path, $secondary:path) => {
+    ($primary:path, $secondary:path, $refused:path) => {
         #[unsafe(no_mangle)]
         fn umbra_primary(device_tree: $crate::PaForEntry) -> ! {
             $primary(device_tree)
@@ -67,6 +71,10 @@ macro_rules! entry {
         #[unsafe(no_mangle)]
         fn umbra_secondary() -> ! {
             $secondary()
+        }
+        #[unsafe(no_mangle)]
+        fn umbra_refused(device_tree: &[u8]) -> $crate::Farewell {
+            $refused(device_tree)
         }
     };
 }

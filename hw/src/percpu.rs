@@ -94,6 +94,11 @@ pub(crate) fn install(index: usize) {
     unsafe { msr!("tpidr_el2", core::ptr::from_ref(slot) as u64) };
 }
 
+/// This CPU's affinity (MPIDR_EL1, Aff3 to Aff0), as device trees and PSCI name CPUs.
+pub fn affinity() -> u64 {
+    crate::regs::mrs!("mpidr_el1") & 0xff_00ff_ffff
+}
+
 /// This CPU's number, from 0.
 pub fn cpu() -> usize {
     this().index.load(Ordering::Relaxed) as usize

@@ -23,6 +23,10 @@ macro_rules! safeguards {
 }
 
 safeguards! {
+    /// Asking whether the heap's reserve is whole before a call is let in.
+    Reserve = "reserve",
+    /// Giving back the place of a stack that could not be mapped.
+    StackSlot = "stack-slot",
     /// TLB maintenance after stage-2 entries of a range changed.
     Stage2Range = "stage2-range",
     /// TLB maintenance after much of a stage 2 changed.

@@ -10,8 +10,9 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use umbra_arm64::Pa;
 
 use crate::mmu::{self, Kind, NoTablePages, STACKS};
-use crate::percpu;
+use crate::sabotage::{Safeguard, left_out};
 use crate::sync::SpinLock;
+use crate::{percpu, scarce};
 
 /// Pages of a kernel stack.
 pub const STACK_PAGES: usize = 8;
@@ -58,6 +59,12 @@ umbra_thread_start:
 unsafe extern "C" {
     fn umbra_switch(prev: *mut u64, next: *const u64, running: *mut u8);
     fn umbra_thread_start();
+}
+
+/// Stacks that are in use.
+pub fn stacks() -> u64 {
+    let used = USED.lock();
+    used.iter().map(|word| u64::from(word.count_ones())).sum()
 }
 
 /// Top of a boot stack, for [`crate::psci::cpu_on`].
@@ -118,13 +125,15 @@ impl Context {
             word * 64 + bit
         };
         let stack = Stack { slot, pages };
-        for (index, page) in pages.iter().enumerate() {
-            mmu::map_pages(
-                stack.base() + index as u64 * 4096,
-                page.raw(),
-                1,
-                Kind::Memory,
-            )?;
+        for (index, page) in (0..).zip(&pages) {
+            let at = stack.base() + index * 4096;
+            if let Err(error) = map_page(at, *page) {
+                mmu::unmap_pages(stack.base(), index);
+                if !left_out(Safeguard::StackSlot) {
+                    give_slot(slot);
+                }
+                return Err(error.into());
+            }
         }
         let frame = stack.top() - 96;
         // SAFETY: the twelve words at the top of a stack that was mapped just now. x29, x30, x19, x20.
@@ -160,9 +169,20 @@ impl Context {
         );
         let stack = self.stack?;
         mmu::unmap_pages(stack.base(), STACK_PAGES as u64);
-        USED.lock()[stack.slot / 64] &= !(1 << (stack.slot % 64));
+        give_slot(stack.slot);
         Some(stack.pages)
     }
+}
+
+fn map_page(at: u64, page: Pa) -> Result<(), NoTablePages> {
+    if scarce::must_fail() {
+        return Err(NoTablePages);
+    }
+    mmu::map_pages(at, page.raw(), 1, Kind::Memory)
+}
+
+fn give_slot(slot: usize) {
+    USED.lock()[slot / 64] &= !(1 << (slot % 64));
 }
 
 impl Stack {

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 
 use crate::regs::{insn, mrs, msr};
 use crate::sabotage::{Safeguard, left_out};
-use crate::{idregs, percpu};
+use crate::{fp, idregs, percpu};
 
 /// Their values while one guest runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,10 +123,8 @@ pub(crate) struct Standing {
     mdcr: Cell<u64>,
     cnthctl: Cell<u64>,
     fine: [Cell<u64>; 6],
-    /// FP and SIMD are to trap once the guest is entered.
-    pub(crate) fp: Cell<bool>,
-    /// CPACR_EL1 is.
-    pub(crate) cpacr: Cell<bool>,
+    /// CPTR_EL2 once the guest is entered.
+    pub(crate) cptr: Cell<u64>,
 }
 
 impl Standing {
@@ -137,8 +135,7 @@ impl Standing {
             mdcr: Cell::new(u64::MAX),
             cnthctl: Cell::new(u64::MAX),
             fine: [const { Cell::new(u64::MAX) }; 6],
-            fp: Cell::new(false),
-            cpacr: Cell::new(false),
+            cptr: Cell::new(fp::CPTR_OPEN),
         }
     }
 
@@ -157,8 +154,7 @@ pub(crate) fn load(traps: &Traps) {
     for (at, cell) in standing.fine.iter().enumerate() {
         fine |= u32::from(is_new(cell, traps.fine[at])) << at;
     }
-    standing.fp.set(traps.fp);
-    standing.cpacr.set(traps.cpacr);
+    standing.cptr.set(fp::cptr(traps.fp, traps.cpacr));
     // SAFETY: traps and enables of guests below; umbra and its processes keep what CNTHCTL_OPEN and
     // the traps of TGE = 1 give them.
     unsafe {

@@ -7,11 +7,13 @@ use crate::mmu::{self, Kind, NoTablePages};
 use crate::sync::SpinLock;
 
 const DR: usize = 0x00;
-const FR: usize = 0x18;
+/// The flag register's offset.
+pub(crate) const FR: usize = 0x18;
 const IMSC: usize = 0x38;
 const ICR: usize = 0x44;
 const FR_RXFE: u32 = 1 << 4;
-const FR_TXFF: u32 = 1 << 5;
+/// The transmitter is full.
+pub(crate) const FR_TXFF: u32 = 1 << 5;
 
 static BASE: AtomicU64 = AtomicU64::new(0);
 static LOCK: SpinLock<()> = SpinLock::new("uart", 254, ());

@@ -47,7 +47,7 @@ mod sys;
 mod trace;
 
 #[cfg(target_os = "none")]
-umbra_hw::entry!(boot::primary, boot::secondary);
+umbra_hw::entry!(boot::primary, boot::secondary, boot::refused);
 
 #[cfg(not(target_os = "none"))]
 fn main() {

@@ -1,16 +1,20 @@
 //! The frame allocator joined to the machine: table chunks, the heap's supply, and the seam through
 //! which the table engine gets its pages.
 
+use alloc::vec::Vec;
+use core::cell::RefCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use umbra_arm64::{Pa, Tag};
 use umbra_frames::{CHUNK_ORDER, FRAME, Frames, Owner, Pool, Released, Standing};
+use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::SpinLock;
+use umbra_hw::{heap, scarce};
 use umbra_linux::Errno;
 use umbra_stage2::{NoMemory, Tables};
 
-/// The heap is fed when less than this is free.
-const HEAP_LOW: usize = 512 << 10;
+/// Threads for which the reserve of the heap has a chunk more: 32 KiB of small blocks for each, on top of the first.
+const THREADS_PER_CHUNK: u64 = 64;
 /// The kernel half keeps at least this many pages for tables.
 const TABLE_PAGES_LOW: usize = 8;
 
@@ -86,55 +90,9 @@ fn with<R>(f: impl FnOnce(&mut Frames<'static>) -> R) -> R {
     f(FRAMES.lock().as_mut().expect("memory is initialised first"))
 }
 
-/// How many allocations are left until one fails that would have succeeded; 0: none is to fail.
-static FAIL_NTH: AtomicU64 = AtomicU64::new(0);
-
-/// Lets the `n`-th allocation from now on that an ioctl makes fail, 0 for none. `EOPNOTSUPP` unless it is a build with checks.
-pub(crate) fn fail_nth(n: u64) -> Result<(), Errno> {
-    if !cfg!(debug_assertions) {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    FAIL_NTH.store(n, Ordering::Relaxed);
-    Ok(())
-}
-
-/// How many allocations are left until one fails; 0 when it has, or none is to.
-pub(crate) fn fail_nth_left() -> u64 {
-    FAIL_NTH.load(Ordering::Relaxed)
-}
-
-/// Calls in progress whose allocations may be made to fail.
-static FALLIBLE_CALLS: AtomicU64 = AtomicU64::new(0);
-
-/// An ioctl in progress: only what is allocated meanwhile can be made to fail, so that the process
-/// which asks for it lives to see it.
-pub(crate) struct FallibleCall(());
-
-impl FallibleCall {
-    /// Begins.
-    pub(crate) fn begin() -> Self {
-        FALLIBLE_CALLS.fetch_add(1, Ordering::Relaxed);
-        Self(())
-    }
-}
-
-impl Drop for FallibleCall {
-    fn drop(&mut self) {
-        FALLIBLE_CALLS.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn must_fail() -> bool {
-    cfg!(debug_assertions)
-        && FALLIBLE_CALLS.load(Ordering::Relaxed) != 0
-        && FAIL_NTH
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
-            .is_ok_and(|n| n == 1)
-}
-
 /// Takes `2^order` frames of plain memory; their content is whatever it was.
 pub(crate) fn allocate_plain(order: u8, owner: Owner) -> Option<Pa> {
-    if must_fail() {
+    if scarce::must_fail() {
         return None;
     }
     with(|frames| frames.allocate(order, Pool::Plain, owner))
@@ -142,7 +100,7 @@ pub(crate) fn allocate_plain(order: u8, owner: Owner) -> Option<Pa> {
 
 /// Takes `2^order` cleared pages that umbra reaches as words.
 pub(crate) fn allocate_words(order: u8, owner: Owner) -> Option<Pa> {
-    if must_fail() {
+    if scarce::must_fail() {
         return None;
     }
     let pa = with(|frames| {
@@ -296,27 +254,56 @@ fn feed_heap() -> bool {
     let Some(chunk) = allocate_plain(CHUNK_ORDER, Owner::Heap) else {
         return false;
     };
-    if umbra_hw::heap::feed(chunk).is_err() {
+    if heap::feed(chunk).is_err() {
         release(chunk);
         return false;
     }
     true
 }
 
-/// Keeps the heap and the kernel half supplied. Called where no lock is held: at every system call,
-/// and before anything that allocates much.
-pub(crate) fn top_up() {
-    if umbra_hw::heap::free_bytes() < HEAP_LOW {
-        feed_heap();
+/// Chunks of the heap's reserve that are for small blocks alone.
+fn for_small() -> usize {
+    let more = crate::proc::thread_count() / THREADS_PER_CHUNK;
+    // One stays for those that ask for a large block.
+    (1 + more as usize).min(heap::MOST_RESERVE - 1)
+}
+
+/// Keeps the heap's reserve and the kernel half supplied. Called where no lock is held: at every system call,
+/// and before anything that allocates much. False: memory is out.
+fn supply() -> bool {
+    let for_small = for_small();
+    heap::keep_for_small(for_small);
+    while heap::reserve() <= for_small {
+        if !feed_heap() {
+            break;
+        }
     }
     while umbra_hw::table_pages_left() < TABLE_PAGES_LOW {
         let Some(page) = allocate_words(0, Owner::Kernel) else {
-            return;
+            return false;
         };
         if !umbra_hw::donate(page) {
             release(page);
-            return;
+            return false;
         }
+    }
+    heap::reserve() >= for_small
+}
+
+/// The same for those that go on in any case.
+pub(crate) fn top_up() {
+    supply();
+}
+
+/// Lets a call go on that may allocate: what it takes of the heap in small blocks it will get. `ENOMEM`.
+pub(crate) fn admit() -> Result<(), Errno> {
+    if left_out(Safeguard::Reserve) {
+        return Ok(());
+    }
+    if (heap::reserve() >= for_small() || supply()) && !scarce::must_fail() {
+        Ok(())
+    } else {
+        Err(Errno::ENOMEM)
     }
 }
 
@@ -345,6 +332,50 @@ impl Tables for TablePages {
         }
         if owner(pa) == Some(Owner::Table) {
             release(pa);
+        }
+    }
+}
+
+/// Pages for tables, taken before something begins that must not fail half way. What is left goes back.
+pub(crate) struct Provision(RefCell<Vec<Pa>>);
+
+impl Provision {
+    /// So many. `ENOMEM`.
+    pub(crate) fn take(pages: usize) -> Result<Self, Errno> {
+        let mut taken = Vec::new();
+        taken.try_reserve_exact(pages).map_err(|_| Errno::ENOMEM)?;
+        let provision = Self(RefCell::new(taken));
+        for _ in 0..pages {
+            let page = allocate_words(0, Owner::Table).ok_or(Errno::ENOMEM)?;
+            provision.0.borrow_mut().push(page);
+        }
+        Ok(provision)
+    }
+}
+
+impl Tables for Provision {
+    fn table(&self, pa: Pa) -> &[AtomicU64] {
+        TablePages.table(pa)
+    }
+
+    fn alloc(&self, pages: usize, tag: Tag) -> Result<Pa, NoMemory> {
+        let page = (pages == 1).then(|| self.0.borrow_mut().pop()).flatten();
+        let Some(page) = page else {
+            return TablePages.alloc(pages, tag);
+        };
+        with(|frames| frames.label(page, label_of(tag)));
+        Ok(page)
+    }
+
+    fn free(&self, pa: Pa, pages: usize) {
+        TablePages.free(pa, pages);
+    }
+}
+
+impl Drop for Provision {
+    fn drop(&mut self) {
+        for page in self.0.get_mut().drain(..) {
+            release(page);
         }
     }
 }

@@ -12,6 +12,7 @@
 //!            pipe socket eventfd timerfd tty epoll     things that become ready
 //!            lock                      who may use a file meanwhile
 //!  threads   futex signal wait       who waits for whom
+//!            seccomp                   which calls a thread may make
 //!  testing   einj                    how memory errors are injected
 //!  shared    errno outcome events time uapi      the words they are told in
 //! ```
@@ -39,6 +40,7 @@ pub mod lock;
 pub mod memfd;
 pub mod outcome;
 pub mod pipe;
+pub mod seccomp;
 pub mod signal;
 pub mod socket;
 pub mod stack;

@@ -157,15 +157,19 @@ impl Strings {
     fn lay_out(start: &Start<'_>) -> Result<Self, Errno> {
         let mut bytes = start.random.to_vec();
         let platform = push(&mut bytes, b"aarch64")?;
-        let mut args = Vec::new();
+        let (mut args, mut env) = (Vec::new(), Vec::new());
+        let room = args.try_reserve_exact(start.args.len());
+        room.map_err(|_| Errno::ENOMEM)?;
+        let room = env.try_reserve_exact(start.env.len());
+        room.map_err(|_| Errno::ENOMEM)?;
         for arg in start.args {
             args.push(push(&mut bytes, arg)?);
         }
-        let mut env = Vec::new();
         for var in start.env {
             env.push(push(&mut bytes, var)?);
         }
         let path = push(&mut bytes, start.path)?;
+        bytes.try_reserve(24).map_err(|_| Errno::ENOMEM)?;
         bytes.resize(bytes.len() + 8, 0);
         // So that the words below end on a boundary of 16, with the padding between.
         bytes.resize(bytes.len().next_multiple_of(16), 0);

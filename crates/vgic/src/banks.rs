@@ -56,7 +56,9 @@ impl Span {
 }
 
 impl Vgic {
-    /// Reads the fields of `bank` for `span`; `shared` says that the frame is the distributor's.
+    /// Reads the fields of `bank` for `span`; `shared` says that the frame is the distributor's. Away from
+    /// the registers of one field, which are read most.
+    #[inline(never)]
     pub(crate) fn read_bank(
         &self,
         access: Access,
@@ -75,7 +77,7 @@ impl Vgic {
                 .resident
                 .filter(|_| access == Access::Guest && only_hardware_knows(irq, bank))
             {
-                unknown.insert(usize::from(holder));
+                unknown |= VcpuSet::one(usize::from(holder));
             }
         }
         if unknown.is_empty() {

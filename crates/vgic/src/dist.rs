@@ -40,7 +40,7 @@ impl Vgic {
         for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
             if !vcpu.candidates.is_empty() || !vcpu.lpi_candidates.is_empty() {
                 vcpu.dirty = true;
-                kicks.insert(index);
+                kicks |= Kicks::one(index);
             }
         }
         kicks
@@ -49,11 +49,7 @@ impl Vgic {
     pub(crate) fn gicd_typer(&self) -> u32 {
         let lines = self.intid_end().div_ceil(32) - 1;
         let a3v = if self.vtr.a3v() { TYPER_A3V } else { 0 };
-        let rss = if self.vcpus.iter().any(|vcpu| vcpu.affinity.0 & 0xff > 15) {
-            TYPER_RSS
-        } else {
-            0
-        };
+        let rss = if self.far_aff0 { TYPER_RSS } else { 0 };
         let ids = if self.lpis.present {
             TYPER_LPIS
         } else {

@@ -110,7 +110,7 @@ impl Vgic {
         } else {
             Kicks::NONE
         };
-        let spis_elsewhere = !self.spi_holders.without(vcpu).is_empty();
+        let spis_elsewhere = self.spi_holders > usize::from(has_spi);
         let gic = &mut self.vcpus[vcpu];
         gic.loaded = true;
         gic.dirty = false;
@@ -308,7 +308,7 @@ impl Vgic {
         for (other, gic) in self.vcpus.iter_mut().enumerate() {
             if other != vcpu && gic.loaded && !gic.traps_dir {
                 gic.dirty = true;
-                kicks.insert(other);
+                kicks |= Kicks::one(other);
             }
         }
         kicks

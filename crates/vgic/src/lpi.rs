@@ -8,7 +8,7 @@
 use alloc::vec::Vec;
 
 use crate::irq::Irq;
-use crate::vcpus::{Kicks, VcpuNumber, VcpuSet};
+use crate::vcpus::{Kicks, VcpuNumber};
 use crate::vgic::Vgic;
 
 /// The first INTID of an LPI.
@@ -261,10 +261,12 @@ impl Vgic {
         Some((intid, irq.target.map(usize::from)))
     }
 
-    /// The vCPUs whose redistributors began to take LPIs since the last call: their configuration and,
-    /// unless the guest says that it is empty, their pending table are to be read.
-    pub fn take_lpi_starts(&mut self) -> VcpuSet {
-        core::mem::take(&mut self.lpi_starts)
+    /// Whether the redistributor of `vcpu` began to take LPIs since the last call: their configuration and,
+    /// unless the guest says that it is empty, its pending table are to be read.
+    #[must_use]
+    pub fn take_lpi_start(&mut self, vcpu: usize) -> bool {
+        let gic = self.vcpus.get_mut(vcpu);
+        gic.is_some_and(|gic| core::mem::take(&mut gic.lpis_start))
     }
 
     pub(crate) fn gicr_ctlr(&self, vcpu: usize) -> u64 {
@@ -283,7 +285,7 @@ impl Vgic {
         };
         gic.takes_lpis = takes;
         if takes {
-            self.lpi_starts.insert(vcpu);
+            gic.lpis_start = true;
             return Kicks::NONE;
         }
         // What was pending is forgotten, as on KVM.

@@ -16,7 +16,6 @@ use umbra_arm64::Ipa;
 
 use crate::attr::RedistRegion;
 use crate::mmio::{Frame, REDIST_STRIDE, redist_frame};
-use crate::vcpus::VcpuSet;
 
 /// Bytes of the distributor's frame.
 const DIST_BYTES: u64 = 0x1_0000;
@@ -233,19 +232,15 @@ impl Placement {
     }
 
     /// The vCPUs of `nr_vcpus` whose redistributor ends a run: GICR_TYPER.Last. A region that is full and the one that begins
-    /// where it ends, whatever their indices, are one run, if that one has a redistributor. Empty while there is no region.
-    pub fn last_redists(&self, nr_vcpus: usize) -> VcpuSet {
-        let mut lasts = VcpuSet::NONE;
-        for (redists, used) in self.used(nr_vcpus) {
+    /// where it ends, whatever their indices, are one run, if that one has a redistributor. None while there is no region.
+    pub fn last_redists(&self, nr_vcpus: usize) -> impl Iterator<Item = usize> {
+        self.used(nr_vcpus).filter_map(move |(redists, used)| {
             let goes_on = used.end - used.start == redists.count as usize
                 && self
                     .used(nr_vcpus)
                     .any(|(other, used)| other.base == redists.end() && !used.is_empty());
-            if !used.is_empty() && !goes_on {
-                lasts.insert(used.end - 1);
-            }
-        }
-        lasts
+            (!used.is_empty() && !goes_on).then(|| used.end - 1)
+        })
     }
 
     /// The regions, and which of `nr_vcpus` have their redistributors there.
@@ -415,7 +410,7 @@ mod tests {
             for (index, &(base, count)) in (0..).zip(regions) {
                 assert_eq!(place.add_region(region(index, base, count), BITS), Ok(()));
             }
-            place.last_redists(nr_vcpus).iter().collect::<Vec<_>>()
+            place.last_redists(nr_vcpus).collect::<Vec<_>>()
         };
         assert_eq!(lasts(&[], 2), []);
         assert_eq!(lasts(&[(0x10_0000, 8)], 3), [2], "the last that is there");

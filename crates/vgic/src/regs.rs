@@ -124,6 +124,11 @@ pub(crate) const SGI: &[Region] = &[
 
 /// The region that holds `offset`.
 pub(crate) fn find(map: &'static [Region], offset: u32) -> Option<&'static Region> {
+    // A frame begins with registers of a word each, where those are that drivers ask for.
+    let word = map.get(offset as usize / 4);
+    if let Some(region) = word.filter(|region| region.start == offset & !3) {
+        return Some(region);
+    }
     let after = map.partition_point(|region| region.start <= offset);
     let region = map.get(after.checked_sub(1)?)?;
     (offset - region.start < region.len).then_some(region)

@@ -6,7 +6,7 @@ use crate::cpuif::Vtr;
 use crate::irq::Irq;
 use crate::irqset::{IrqSet, bits};
 use crate::lpi::{LPI_BASE, Lpis};
-use crate::vcpus::{Kicks, MAX_VCPUS, VcpuNumber, VcpuSet};
+use crate::vcpus::{Kicks, MAX_VCPUS, VcpuNumber};
 use crate::{FIRST_SPI, SPI_END};
 
 /// Affinity of a vCPU as MPIDR_EL1 has it, without the bits between: Aff3 in bits 31:24 down to Aff0 in bits 7:0.
@@ -76,6 +76,8 @@ pub(crate) struct VcpuGic {
     pub(crate) lpi_candidates: IrqSet,
     /// GICR_CTLR.EnableLPIs.
     pub(crate) takes_lpis: bool,
+    /// It was set, and nobody has looked at the guest's tables since.
+    pub(crate) lpis_start: bool,
     /// GICR_PENDBASER.
     pub(crate) pendbaser: u64,
     /// Between `flush` and `sync`.
@@ -98,10 +100,11 @@ pub struct Vgic {
     pub(crate) group0: bool,
     pub(crate) group1: bool,
     pub(crate) eois: IrqSet,
+    /// A vCPU has an Aff0 above 15.
+    pub(crate) far_aff0: bool,
     pub(crate) lpis: Lpis,
-    pub(crate) lpi_starts: VcpuSet,
-    /// The vCPUs that have an SPI among their candidates.
-    pub(crate) spi_holders: VcpuSet,
+    /// How many vCPUs have an SPI among their candidates.
+    pub(crate) spi_holders: usize,
 }
 
 impl Vgic {
@@ -163,9 +166,9 @@ impl Vgic {
             group0: false,
             group1: false,
             eois: IrqSet::default(),
+            far_aff0: affinities.iter().any(|&Affinity(one)| one & 0xff > 15),
             lpis: Lpis::default(),
-            lpi_starts: VcpuSet::NONE,
-            spi_holders: VcpuSet::NONE,
+            spi_holders: 0,
         })
     }
 
@@ -290,10 +293,15 @@ impl Vgic {
         core::mem::take(&mut self.eois)
     }
 
-    /// Sets GICR_TYPER.Last by the layout of the redistributor regions: `is_last(vcpu)` for each vCPU.
-    pub fn set_last_in_region(&mut self, is_last: impl Fn(usize) -> bool) {
-        for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
-            vcpu.last_in_region = is_last(index);
+    /// Sets GICR_TYPER.Last by the layout of the redistributor regions ([`crate::Placement::last_redists`]).
+    pub fn set_last_in_region(&mut self, lasts: impl Iterator<Item = usize>) {
+        for vcpu in &mut self.vcpus {
+            vcpu.last_in_region = false;
+        }
+        for index in lasts {
+            if let Some(vcpu) = self.vcpus.get_mut(index) {
+                vcpu.last_in_region = true;
+            }
         }
     }
 
@@ -378,8 +386,10 @@ impl Vgic {
                     continue;
                 };
                 if let Some(holder) = self.vcpus.get_mut(index) {
+                    let had_spi = holder.candidates.has_spi();
                     holder.set_candidate(intid, member);
-                    self.spi_holders.set(index, holder.candidates.has_spi());
+                    self.spi_holders += usize::from(holder.candidates.has_spi());
+                    self.spi_holders -= usize::from(had_spi);
                 }
             }
         }
@@ -394,7 +404,7 @@ impl Vgic {
         match vcpu.and_then(|index| Some((index, self.vcpus.get_mut(usize::from(index))?))) {
             Some((index, vcpu)) => {
                 vcpu.dirty = true;
-                VcpuSet::one(usize::from(index))
+                Kicks::one(usize::from(index))
             }
             None => Kicks::NONE,
         }
@@ -428,6 +438,7 @@ impl VcpuGic {
             candidates: IrqSet::default(),
             lpi_candidates: IrqSet::default(),
             takes_lpis: false,
+            lpis_start: false,
             pendbaser: 0,
             loaded: false,
             dirty: true,

@@ -21,7 +21,7 @@ const ROUNDS: u64 = 2000;
 type Part = fn() -> Result<(), String>;
 
 fn main() -> ExitCode {
-    let parts: [(&str, Part); 11] = [
+    let parts: &[(&str, Part)] = &[
         ("mutex and atomics", counters),
         ("condition variable", ring),
         ("channel", channel),
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         ("an idle CPU", apart),
         ("affinity", affinity),
     ];
-    for (name, part) in parts {
+    for &(name, part) in parts {
         if let Err(why) = part() {
             println!("el0-threads: {name}: {why}");
             return ExitCode::FAILURE;

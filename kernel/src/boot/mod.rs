@@ -17,6 +17,8 @@ use crate::{console, ghes, irq, mem, sched, trace};
 pub(crate) const STATUS_PANIC: u64 = 70;
 /// Exit status of the machine for a command line that asks what this build cannot do.
 const STATUS_USAGE: u64 = 2;
+/// Exit status of a machine that umbra cannot run on (EX_UNAVAILABLE of sysexits.h).
+const STATUS_MACHINE: u64 = 69;
 
 static SEMIHOSTING: AtomicBool = AtomicBool::new(false);
 
@@ -27,6 +29,22 @@ pub(crate) fn end(status: u64) -> ! {
         umbra_hw::semihosting::exit(status);
     }
     umbra_hw::psci::system_off()
+}
+
+/// Ends a machine that lacks what umbra cannot do without.
+fn unusable(why: &str) -> ! {
+    log::error!("this machine cannot carry umbra: {why}");
+    end(STATUS_MACHINE)
+}
+
+/// The way of a CPU that umbra cannot run on, which `umbra_hw` then names: where its last words go. Nothing
+/// is set up, so this may neither log nor lock.
+pub(crate) fn refused(device_tree: &[u8]) -> umbra_hw::Farewell {
+    let machine = tree::Machine::read(device_tree);
+    umbra_hw::Farewell {
+        console: machine.console.map(|(base, _)| base),
+        status: machine.bootargs.semihosting().then_some(STATUS_MACHINE),
+    }
 }
 
 /// The boot CPU's way.
@@ -54,12 +72,22 @@ pub(crate) fn primary(device_tree: Pa) -> ! {
         log::info!("sabotaged: {id}");
     }
 
-    let mut reserved: heapless::Vec<_, 32> = machine.reserved.iter().copied().collect();
+    if machine.too_much {
+        unusable("the device tree names more than 16 ranges of RAM or 64 that are reserved");
+    }
+    if machine.ram.is_empty() {
+        unusable("the device tree names no memory");
+    }
+    let Some((distributor, redistributors, bytes)) = machine.gic else {
+        unusable("the device tree names no GICv3 (QEMU: -M virt,gic-version=3)");
+    };
+    let mut reserved: heapless::Vec<_, { tree::RESERVED + 16 }> =
+        machine.reserved.iter().copied().collect();
     let loaded = [umbra_hw::image(), (device_tree, u64::from(size))];
     for range in loaded.into_iter().chain(machine.initrd) {
         reserved
             .push(range)
-            .expect("the tree names few reservations");
+            .expect("there is room behind the tree's");
     }
     let firmware = firmware(&machine, &reserved);
     for range in firmware.reserved() {
@@ -70,7 +98,6 @@ pub(crate) fn primary(device_tree: Pa) -> ! {
     log::info!("memory: {} MiB, {} MiB free", total >> 8, free >> 8);
 
     trace::init(&machine.bootargs, machine.cpus.len());
-    let (distributor, redistributors, bytes) = machine.gic.expect("the device tree names a GICv3");
     if let Some(clock) = machine.clock {
         // Without the time of day everything else works.
         match umbra_hw::rtc::read(clock) {
@@ -82,12 +109,20 @@ pub(crate) fn primary(device_tree: Pa) -> ! {
     sched::start();
     irq::init_cpu();
     console::enable_input();
-    for (index, &mpidr) in machine.cpus.iter().enumerate().skip(1) {
+    let own = umbra_hw::affinity();
+    let others = machine.cpus.iter().filter(|&&mpidr| mpidr != own);
+    for (index, &mpidr) in (1..MAX_CPUS).zip(others) {
         if let Err(error) = sched::bring_up(index, mpidr) {
             log::error!("CPU {index} (MPIDR {mpidr:#x}) does not come up: {error}");
         }
     }
     log::info!("{} CPUs up", sched::cpus());
+    if machine.cpus_left > 0 {
+        log::warn!(
+            "{} more CPUs stay off: umbra runs {MAX_CPUS}",
+            machine.cpus_left
+        );
+    }
     ghes::start(firmware);
     crate::disk::init(&machine.virtio);
     crate::live::start(&machine.bootargs);

@@ -10,15 +10,18 @@ use super::args::BootArgs;
 /// The parts of the machine that umbra drives.
 #[derive(Debug, Default)]
 pub(crate) struct Machine<'a> {
-    pub(crate) ram: heapless::Vec<(Pa, u64), 8>,
-    pub(crate) reserved: heapless::Vec<(Pa, u64), 16>,
+    pub(crate) ram: heapless::Vec<(Pa, u64), 16>,
+    /// RAM that is somebody else's: what the header reserves, and /reserved-memory.
+    pub(crate) reserved: heapless::Vec<(Pa, u64), RESERVED>,
+    /// There are more ranges of RAM, or of what is reserved of it, than there is room for.
+    pub(crate) too_much: bool,
     pub(crate) initrd: Option<(Pa, u64)>,
     pub(crate) bootargs: BootArgs<'a>,
     /// Random bytes from the loader.
     pub(crate) rng_seed: heapless::Vec<u8, 64>,
     /// PL031: base.
     pub(crate) clock: Option<u64>,
-    /// PL011: base and interrupt.
+    /// PL011, the one that /chosen names or the first: base and interrupt.
     pub(crate) console: Option<(u64, Option<u32>)>,
     /// GICv3: distributor, redistributors and their bytes.
     pub(crate) gic: Option<(u64, u64, u64)>,
@@ -26,7 +29,12 @@ pub(crate) struct Machine<'a> {
     pub(crate) virtio: heapless::Vec<(u64, u64), 32>,
     /// MPIDR of each CPU, boot CPU included.
     pub(crate) cpus: heapless::Vec<u64, MAX_CPUS>,
+    /// CPUs that there was no room for.
+    pub(crate) cpus_left: usize,
 }
+
+/// Ranges of reserved memory that are kept.
+pub(crate) const RESERVED: usize = 64;
 
 fn ranges<'a>(node: FdtNode<'a>) -> impl Iterator<Item = (u64, u64)> + use<'a> {
     node.reg()
@@ -61,6 +69,39 @@ fn number(node: FdtNode<'_>, name: &str) -> Option<u64> {
     bytes(node, name).and_then(cell)
 }
 
+/// Whether a node says that what it describes may be used.
+fn is_usable(node: FdtNode<'_>) -> bool {
+    matches!(
+        bytes(node, "status"),
+        None | Some(b"okay\0") | Some(b"ok\0")
+    )
+}
+
+/// The node that `/chosen/stdout-path` names, by path or alias, options behind a colon left out.
+fn stdout<'a>(tree: &Fdt<'a>) -> Option<FdtNode<'a>> {
+    let text =
+        |node, name| core::str::from_utf8(bytes(node, name)?.split(|b| *b == 0).next()?).ok();
+    let named = text(tree.find_node("/chosen")?, "stdout-path")?;
+    let named = named.split(':').next()?;
+    match tree.find_node(named) {
+        None => tree.find_node(text(tree.find_node("/aliases")?, named)?),
+        found => found,
+    }
+}
+
+/// Base and interrupt of a PL011.
+fn pl011(node: FdtNode<'_>) -> Option<(u64, Option<u32>)> {
+    if !is_compatible(node, "arm,pl011") {
+        return None;
+    }
+    let interrupt = bytes(node, "interrupts").and_then(|cells| {
+        // Three cells: 0 for a shared interrupt, its number, its trigger.
+        (cells.get(..4)? == [0; 4]).then_some(())?;
+        Some(cell(cells.get(4..8)?)? as u32 + 32)
+    });
+    ranges(node).next().map(|(base, _)| (base, interrupt))
+}
+
 impl<'a> Machine<'a> {
     /// Reads the tree. What is missing or malformed stays empty, for the boot flow to name.
     pub(crate) fn read(blob: &'a [u8]) -> Self {
@@ -69,10 +110,9 @@ impl<'a> Machine<'a> {
             return machine;
         };
         for reservation in tree.memory_reservations() {
-            let _ = machine
-                .reserved
-                .push((Pa::new(reservation.address()), reservation.size()));
+            machine.reserve(reservation.address(), reservation.size());
         }
+        machine.console = stdout(&tree).and_then(pl011);
         for node in tree.root().children() {
             machine.look_at(node);
             for child in node.children() {
@@ -82,29 +122,39 @@ impl<'a> Machine<'a> {
         machine
     }
 
+    fn reserve(&mut self, base: u64, bytes: u64) {
+        let pushed = self.reserved.push((Pa::new(base), bytes));
+        self.too_much |= pushed.is_err();
+    }
+
     fn look_at(&mut self, node: FdtNode<'a>) {
+        if node.name() == "reserved-memory" {
+            for (base, bytes) in node.children().flat_map(ranges) {
+                self.reserve(base, bytes);
+            }
+        }
+        if !is_usable(node) {
+            return;
+        }
         match bytes(node, "device_type") {
             Some(b"memory\0") => {
                 for (base, bytes) in ranges(node) {
-                    let _ = self.ram.push((Pa::new(base), bytes));
+                    let pushed = self.ram.push((Pa::new(base), bytes));
+                    self.too_much |= pushed.is_err();
                 }
             }
             Some(b"cpu\0") => {
                 if let Some(mpidr) = number(node, "reg") {
-                    let _ = self.cpus.push(mpidr);
+                    let pushed = self.cpus.push(mpidr);
+                    self.cpus_left += usize::from(pushed.is_err());
                 }
             }
             _ => {}
         }
         if node.name() == "chosen" {
             self.read_chosen(node);
-        } else if is_compatible(node, "arm,pl011") && self.console.is_none() {
-            let interrupt = bytes(node, "interrupts").and_then(|cells| {
-                // Three cells: 0 for a shared interrupt, its number, its trigger.
-                (cells.get(..4)? == [0; 4]).then_some(())?;
-                Some(cell(cells.get(4..8)?)? as u32 + 32)
-            });
-            self.console = ranges(node).next().map(|(base, _)| (base, interrupt));
+        } else if self.console.is_none() && is_compatible(node, "arm,pl011") {
+            self.console = pl011(node);
         } else if is_compatible(node, "arm,pl031") {
             self.clock = ranges(node).next().map(|(base, _)| base);
         } else if is_compatible(node, "virtio,mmio") {

@@ -43,7 +43,7 @@ impl Control {
         match self.which {
             ProcFile::Einj(file) => EINJ.lock().read(file),
             ProcFile::ErrorSources => Ok(ghes::list()),
-            ProcFile::FailNth => Ok(alloc::format!("{}\n", crate::mem::fail_nth_left())),
+            ProcFile::FailNth => Ok(alloc::format!("{}\n", umbra_hw::scarce::left())),
             _ => Err(Errno::EACCES),
         }
     }
@@ -66,6 +66,15 @@ impl File for Control {
         Ok(count)
     }
 
+    fn write_at(&self, _call: &Call<'_>, _offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
+        match self.which {
+            // One that is open already is written so: opening it could be what fails.
+            ProcFile::FailNth if umbra_hw::scarce::fail_nth(number(bytes)?) => Ok(bytes.len()),
+            ProcFile::FailNth => Err(Errno::EOPNOTSUPP),
+            _ => Err(Errno::ESPIPE),
+        }
+    }
+
     fn write(&self, call: &Call<'_>, bytes: &[u8]) -> Result<usize, Stop> {
         match self.which {
             ProcFile::Einj(file) => {
@@ -76,7 +85,7 @@ impl File for Control {
             }
             ProcFile::Break => poison::break_on_purpose(&call.process.mm(), bytes)?,
             ProcFile::ErrorSources => ghes::write(bytes)?,
-            ProcFile::FailNth => crate::mem::fail_nth(number(bytes)?)?,
+            ProcFile::FailNth => return Ok(self.write_at(call, 0, bytes)?),
             _ => {
                 let frame = number(bytes)?;
                 let at = frame.checked_mul(4096).ok_or(Errno::ENXIO)?;

@@ -1,11 +1,11 @@
 //! The texts of /proc, made when they are opened.
 
 use alloc::string::String;
-use alloc::vec::Vec;
 use core::fmt::Write;
 
 use umbra_frames::{CHUNK_ORDER, MAX_ORDER};
 use umbra_hw::sync::SpinLock;
+use umbra_hw::thread::STACK_PAGES;
 use umbra_linux::fs::{HugeCount, HugeSize, ProcFile};
 use umbra_linux::{Errno, Stop, uapi};
 
@@ -59,15 +59,28 @@ impl File for Text {
     }
 }
 
-/// The text of `which` at this moment.
-pub(super) fn make(call: &Call<'_>, which: ProcFile) -> String {
-    let mut text = String::new();
-    // Writing to a string cannot fail.
-    let _ = write(call, which, &mut text);
-    text
+/// A text that grows as far as there is memory; where there is none, writing fails.
+struct Paper(String);
+
+impl Write for Paper {
+    fn write_str(&mut self, piece: &str) -> core::fmt::Result {
+        self.0
+            .try_reserve(piece.len())
+            .map_err(|_| core::fmt::Error)?;
+        self.0.push_str(piece);
+        Ok(())
+    }
 }
 
-fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Result {
+/// The text of `which` at this moment. `ENOMEM`.
+pub(super) fn make(call: &Call<'_>, which: ProcFile) -> Result<String, Errno> {
+    let mut text = Paper(String::new());
+    // Nothing else fails here.
+    write(call, which, &mut text).map_err(|_| Errno::ENOMEM)?;
+    Ok(text.0)
+}
+
+fn write(call: &Call<'_>, which: ProcFile, out: &mut Paper) -> core::fmt::Result {
     match which {
         ProcFile::CpuInfo => {
             let midr = umbra_hw::idregs::read(0, 0);
@@ -94,6 +107,10 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
                 ("MemAvailable", free * 4),
                 ("Slab", heap as u64 >> 10),
                 ("SUnreclaim", used as u64 >> 10),
+                (
+                    "KernelStack",
+                    umbra_hw::thread::stacks() * STACK_PAGES as u64 * 4,
+                ),
                 // Tables of umbra's own half, which stay. Not in Linux, and so is the next.
                 ("KernelTables", umbra_hw::donated_pages() as u64 * 4),
             ] {
@@ -120,7 +137,7 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
         }
         ProcFile::Cmdline => writeln!(out),
         ProcFile::SelfMaps => {
-            let areas: Vec<_> = call.process.mm().areas();
+            let areas = call.process.mm().areas().map_err(|_| core::fmt::Error)?;
             for (span, prot) in areas {
                 use umbra_linux::vma::Prot;
                 let flag = |bit, letter| if prot.contains(bit) { letter } else { '-' };
@@ -160,9 +177,6 @@ fn write(call: &Call<'_>, which: ProcFile, out: &mut String) -> core::fmt::Resul
         | ProcFile::CorruptPfn
         | ProcFile::Break
         | ProcFile::ErrorSources
-        | ProcFile::FailNth => {
-            out.push_str(&super::poison::text(which).unwrap_or_default());
-            Ok(())
-        }
+        | ProcFile::FailNth => out.write_str(&super::poison::text(which).unwrap_or_default()),
     }
 }

@@ -332,7 +332,7 @@ pub(crate) fn open(
         Opened::Proc(ProcFile::PageMap) => Arc::new(poison::PageMap),
         Opened::Proc(which) => match poison::Control::new(which) {
             Some(control) => Arc::new(control),
-            None => Arc::new(text::Text::new(text::make(call, which))),
+            None => Arc::new(text::Text::new(text::make(call, which)?)),
         },
     };
     Ok((Description::of_tree(file, shown, id), parsed.cloexec))

@@ -22,6 +22,9 @@ const ENTRY: usize = 24;
 const MOST: u32 = ((4096 - ENTRIES) / ENTRY) as u32;
 
 /// The zones of a VM and its ring.
+/// Zones of a VM: devices that a bus of Linux's has room for (NR_IOBUS_DEVS).
+const MOST_ZONES: usize = 1000;
+
 pub(super) struct Coalesced {
     pub(super) ring: Arc<SharedPages>,
     zones: SpinLock<Vec<CoalescedMmioZone>>,
@@ -45,12 +48,15 @@ impl Coalesced {
         })
     }
 
-    /// Adds a zone. `EINVAL`: neither memory nor ports; `ENOMEM`.
+    /// Adds a zone. `EINVAL`: neither memory nor ports; `ENOSPC`: too many, as on Linux; `ENOMEM`.
     pub(super) fn register(&self, zone: &CoalescedMmioZone) -> Result<(), Errno> {
         if zone.pio > 1 {
             return Err(Errno::EINVAL);
         }
         let mut zones = self.zones.lock();
+        if zones.len() >= MOST_ZONES {
+            return Err(Errno::ENOSPC);
+        }
         zones.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
         zones.push(*zone);
         Ok(())

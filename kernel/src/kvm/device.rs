@@ -78,11 +78,13 @@ pub(super) fn create(
         return Ok(());
     }
     if create.kind == KVM_DEV_TYPE_ARM_VGIC_ITS {
+        let its = vm.itses.create(vm)?;
         let file = its::ItsFile {
             open: open.clone(),
-            its: vm.itses.create(vm)?,
+            its: its.clone(),
         };
-        create.fd = call.process.install(Arc::new(file), true)?;
+        let fd = call.process.install(Arc::new(file), true);
+        create.fd = fd.inspect_err(|_| vm.itses.forget(&its))?;
         return Ok(());
     }
     with_all_stopped(vm, || {
@@ -196,7 +198,7 @@ fn set(vm: &Vm, mm: &Mm, attr: &DeviceAttr) -> Result<(), Errno> {
         Attr::Register(frame, offset) => {
             let value = read_struct::<u32>(mm, attr.addr)?;
             registers::set_frame(vm, frame, offset, value)?;
-            super::its::begin_lpis(vm);
+            super::its::begin_lpis(vm, frame);
             Ok(())
         }
         Attr::SysReg { vcpu, instr } => {

@@ -183,17 +183,24 @@ pub(super) fn woken(vcpu: &Vcpu, since: u64) {
 /// A device access; `None` for what the VMM has to answer.
 #[inline(always)]
 pub(super) fn mmio(vcpu: &Vcpu, state: &State, gpa: Ipa, len: u32, data: Option<u64>, by: MmioBy) {
-    record(vcpu, state.world, move || Event::Mmio {
-        kind: match (data, by) {
-            (Some(_), _) => MmioKind::Write,
-            (None, MmioBy::Vmm) => MmioKind::ReadUnsatisfied,
-            (None, _) => MmioKind::Read,
-        },
-        len,
-        gpa,
-        value: data.unwrap_or(0),
-        by,
-    });
+    #[cold]
+    #[inline(never)]
+    fn told(vcpu: &Vcpu, world: World, gpa: Ipa, len: u32, data: Option<u64>, by: MmioBy) {
+        outlined(vcpu, world, move || Event::Mmio {
+            kind: match (data, by) {
+                (Some(_), _) => MmioKind::Write,
+                (None, MmioBy::Vmm) => MmioKind::ReadUnsatisfied,
+                (None, _) => MmioKind::Read,
+            },
+            len,
+            gpa,
+            value: data.unwrap_or(0),
+            by,
+        });
+    }
+    if trace::is_on() {
+        told(vcpu, state.world, gpa, len, data, by);
+    }
 }
 
 /// An exception that umbra makes for a guest.
@@ -353,11 +360,18 @@ pub(super) fn nested_exception(vcpu: &Vcpu, pc: u64, exception: Exception) {
 /// The guest hypervisor's TLB maintenance.
 #[inline(always)]
 pub(super) fn tlbi(vcpu: &Vcpu, op: SysReg, operand: u64) {
-    record(vcpu, World::VirtualEl2, move || Event::Tlbi {
-        op: op.id().into(),
-        operand,
-        vmid: (vcpu.hw.lock().regs.get(Reg::VttbrEl2) >> 48) as u32,
-    });
+    #[cold]
+    #[inline(never)]
+    fn told(vcpu: &Vcpu, op: SysReg, operand: u64) {
+        outlined(vcpu, World::VirtualEl2, move || Event::Tlbi {
+            op: op.id().into(),
+            operand,
+            vmid: (vcpu.hw.lock().regs.get(Reg::VttbrEl2) >> 48) as u32,
+        });
+    }
+    if trace::is_on() {
+        told(vcpu, op, operand);
+    }
 }
 
 /// A vCPU's registers were loaded, or put away. (Its storey is its thread's to know.)

@@ -25,9 +25,9 @@ pub(super) fn sync(vcpu: &Arc<Vcpu>, state: &mut State, esr: u64, far: u64, hpfa
             return firmware::call(vcpu, state, false);
         }
         if let Some(device) = device_access(esr, Gva::new(far), Hpfar::new(hpfar))
-            && let Some(next) = fault::device(vcpu, state, far, device)
+            && fault::is_device(vcpu, device.ipa)
         {
-            return next;
+            return fault::device(vcpu, state, far, device);
         }
     }
     if state.world != World::Nested && esr.is(Ec::SysReg) {

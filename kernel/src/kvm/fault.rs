@@ -109,21 +109,18 @@ pub(super) fn stage2(
     }
 }
 
-/// A described access where stage 2 has nothing: `None` if memory lies there, or nothing that a VM has.
-pub(super) fn device(
-    vcpu: &Arc<Vcpu>,
-    state: &mut State,
-    far: u64,
-    device: DeviceAccess,
-) -> Option<Next> {
-    let DeviceAccess { ipa, access, write } = device;
+/// Whether neither memory lies there nor what no VM has.
+pub(super) fn is_device(vcpu: &Vcpu, ipa: Ipa) -> bool {
     let vm = &vcpu.vm;
     let beyond = ipa.raw() >> vm.machine.pa_bits != 0 || ipa.raw() >> vm.ipa_bits != 0;
-    if beyond || vm.memory.lock().is_memory(ipa) {
-        return None;
-    }
+    !beyond && !vm.memory.lock().is_memory(ipa)
+}
+
+/// A described access to a device.
+pub(super) fn device(vcpu: &Arc<Vcpu>, state: &mut State, far: u64, device: DeviceAccess) -> Next {
     state.last_far = far;
-    Some(mmio::access(vcpu, state, ipa, access, write))
+    let DeviceAccess { ipa, access, write } = device;
+    mmio::access(vcpu, state, ipa, access, write)
 }
 
 /// The page behind `ipa` is broken: the same table again, which now knows.

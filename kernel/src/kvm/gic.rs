@@ -53,6 +53,14 @@ pub(super) struct Gic {
     resamples: AtomicBool,
 }
 
+/// What an access names of the GIC's registers.
+#[derive(Clone, Copy)]
+struct Place {
+    frame: Frame,
+    offset: u32,
+    len: u8,
+}
+
 /// A guest hypervisor's GIC maintenance interrupt, unless the VMM says another.
 pub(super) const MAINTENANCE_PPI: u32 = 25;
 
@@ -144,6 +152,13 @@ impl Gic {
         Some(result)
     }
 
+    /// GICR_TYPER.Last. The layout may be locked.
+    pub(super) fn set_last_in_region(&self, lasts: impl Iterator<Item = usize>) {
+        if let Some(vgic) = self.vgic.lock().as_mut() {
+            vgic.set_last_in_region(lasts);
+        }
+    }
+
     /// Before the first run, and after a change between virtual EL2 and its guest: which timers hardware drives.
     pub(super) fn relink_timers(&self, vcpu: &Vcpu) {
         let (index, virtual_el2, ppis) = {
@@ -198,9 +213,7 @@ impl Gic {
             // Our own vCPU: what it changes is in the flush below.
             let _ = vgic.set_levels(index, lines.which, lines.high);
             let flushed = vgic.flush(index, &mut hw.lrs);
-            for vcpu in flushed.kicks.iter() {
-                kicks.insert(vcpu);
-            }
+            kicks |= flushed.kicks;
             flushed
         };
         loaded::load_lrs(&mut hw, flushed.hcr.with_en(true).into_bits());
@@ -297,31 +310,80 @@ impl Gic {
             return None;
         }
         let (frame, offset) = self.frame(address)?;
-        let vm = &vcpu.vm;
-        let mut access = Access::Guest;
-        for attempt in 0.. {
-            if attempt == 8 {
-                access = Access::GuestStale;
-            }
-            let result = self.with(vm, |vgic| match write {
-                Some(value) => match vgic.mmio_write(access, frame, offset, len, value) {
-                    Ok(kicks) => (Ok(0), kicks),
-                    Err(refusal) => (Err(refusal), Kicks::NONE),
-                },
-                None => (vgic.mmio_read(access, frame, offset, len), Kicks::NONE),
-            })?;
-            match result {
-                Ok(value) => {
-                    if write.is_some() && matches!(frame, Frame::Rd(_)) {
-                        super::its::begin_lpis(vm);
-                    }
-                    return Some(value);
-                }
-                Err(Refusal::NeedsSync(vcpus)) if attempt < 16 => self.sync_vcpus(vcpu, vcpus),
-                Err(_) => return Some(0),
+        let at = Place { frame, offset, len };
+        match self.attempt(&vcpu.vm, Access::Guest, at, write)? {
+            Ok(value) => Some(value),
+            Err(refusal) => self.insist(vcpu, at, write, refusal),
+        }
+    }
+
+    #[inline(always)]
+    fn attempt(
+        &self,
+        vm: &Vm,
+        access: Access,
+        at: Place,
+        write: Option<u64>,
+    ) -> Option<Result<u64, Refusal>> {
+        let Place { frame, offset, len } = at;
+        match write {
+            Some(value) => self.write(vm, access, at, value),
+            // It moves nothing: there is nobody to tell.
+            None => {
+                let vgic = self.vgic.lock();
+                Some(vgic.as_ref()?.mmio_read(access, frame, offset, len))
             }
         }
-        None
+    }
+
+    #[inline(never)]
+    fn write(
+        &self,
+        vm: &Vm,
+        access: Access,
+        at: Place,
+        value: u64,
+    ) -> Option<Result<u64, Refusal>> {
+        let Place { frame, offset, len } = at;
+        let written = self.with(vm, |vgic| {
+            match vgic.mmio_write(access, frame, offset, len, value) {
+                Ok(kicks) => (Ok(0), kicks),
+                Err(refusal) => (Err(refusal), Kicks::NONE),
+            }
+        })?;
+        if written.is_ok() {
+            super::its::begin_lpis(vm, frame);
+        }
+        Some(written)
+    }
+
+    /// An access that was refused: again, once the vCPUs that are in its way were asked. After some
+    /// attempts, what the books say is the answer.
+    #[cold]
+    #[inline(never)]
+    fn insist(
+        &self,
+        vcpu: &Vcpu,
+        at: Place,
+        write: Option<u64>,
+        mut refusal: Refusal,
+    ) -> Option<u64> {
+        for attempt in 1..=16 {
+            let Refusal::NeedsSync(vcpus) = refusal else {
+                break;
+            };
+            self.sync_vcpus(vcpu, vcpus);
+            let access = if attempt < 8 {
+                Access::Guest
+            } else {
+                Access::GuestStale
+            };
+            match self.attempt(&vcpu.vm, access, at, write)? {
+                Ok(value) => return Some(value),
+                Err(again) => refusal = again,
+            }
+        }
+        Some(0)
     }
 
     /// Takes back the list registers of some vCPUs: this one here, others by putting them.
@@ -502,7 +564,10 @@ impl Gic {
     }
 }
 
-/// KVM_IRQFD.
+/// Irqfds that a VM may have: as many as it may have GSIs.
+const MOST_IRQFDS: usize = super::routing::MAX_ROUTES as usize;
+
+/// KVM_IRQFD. `ENOMEM`: too many.
 pub(super) fn irqfd(vm: &Arc<Vm>, call: &Call<'_>, request: &IrqFd) -> Result<(), Errno> {
     const DEASSIGN: u32 = KVM_IRQFD_FLAG_DEASSIGN;
     if request.flags & !(DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE) != 0 {
@@ -530,7 +595,15 @@ pub(super) fn irqfd(vm: &Arc<Vm>, call: &Call<'_>, request: &IrqFd) -> Result<()
         resample,
     });
     let listener: Arc<dyn EventSink> = sink.clone();
+    {
+        let mut sinks = vm.gic.irqfds.lock();
+        let room = sinks.try_reserve(1);
+        if sinks.len() >= MOST_IRQFDS || room.is_err() {
+            return Err(Errno::ENOMEM);
+        }
+    }
     event.watch(&listener)?;
+    // There is room, or little is missing: others may have taken it meanwhile.
     vm.gic.irqfds.lock().push(sink);
     if resamples {
         vm.gic.notify_ends(vm, request.gsi);

@@ -13,6 +13,9 @@ use crate::files::EventFd;
 
 const DEASSIGN: u32 = 1 << 2;
 
+/// Addresses that a VM may have. Linux leaves that to what the process may have of the kernel's memory.
+const MOST: usize = 4096;
+
 struct IoEvent {
     wanted: IoEventFd,
     event: Arc<EventFd>,
@@ -30,7 +33,8 @@ impl IoEvents {
         }
     }
 
-    /// The ioctl. `EINVAL`; `EBADF`; `EEXIST`: a write would signal two; `ENOENT`: it is not there to be taken back.
+    /// KVM_IOEVENTFD. `EINVAL`; `EBADF`; `EEXIST`: a write would signal two; `ENOENT`: it is not there to be taken
+    /// back; `ENOMEM`: too many.
     pub(super) fn configure(&self, call: &Call<'_>, wanted: &IoEventFd) -> Result<(), Errno> {
         let is_new = wanted.flags & DEASSIGN == 0;
         if is_new {
@@ -51,6 +55,10 @@ impl IoEvents {
         if events.iter().any(|other| other.wanted.collides(wanted)) {
             return Err(Errno::EEXIST);
         }
+        if events.len() >= MOST {
+            return Err(Errno::ENOMEM);
+        }
+        events.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
         events.push(IoEvent {
             wanted: *wanted,
             event,

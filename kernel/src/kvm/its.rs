@@ -11,7 +11,7 @@ use umbra_arm64::Ipa;
 use umbra_hw::sync::SpinLock;
 use umbra_kvm_abi::irq::{KVM_MSI_VALID_DEVID, Msi};
 use umbra_linux::Errno;
-use umbra_vgic::{Host, ITS_FRAME_BYTES, Its, ItsWrite, Kicks, LpiConfig, Vgic};
+use umbra_vgic::{Frame, Host, ITS_FRAME_BYTES, Its, ItsWrite, Kicks, LpiConfig, Vgic};
 
 use super::vm::Vm;
 
@@ -41,7 +41,7 @@ impl VmHost<'_> {
     /// Runs `f` on the VMM's address of `bytes` at `at`, if they are a slot's.
     fn place(&self, at: u64, bytes: usize) -> Option<(umbra_arm64::Hva, bool)> {
         let (first, last) = (Ipa::new(at), at.checked_add(bytes.checked_sub(1)? as u64)?);
-        let memory = self.0.memory.lock();
+        let mut memory = self.0.memory.lock();
         let slot = memory.slot_at(first)?;
         let same = memory.slot_at(Ipa::new(last)) == Some(slot);
         slot.hva_of(first)
@@ -119,7 +119,14 @@ impl Host for VmHost<'_> {
     }
 }
 
+/// ITSes of a VM. One lasts as long as the VM, whether its file is closed or not.
+const MOST_ITSES: usize = 64;
+
 impl Itses {
+    /// Takes back one that nobody was told of.
+    pub(super) fn forget(&self, its: &Arc<ItsUnit>) {
+        self.list.lock().retain(|other| !Arc::ptr_eq(other, its));
+    }
     pub(super) fn new() -> Self {
         Self {
             list: SpinLock::new("its list", 108, Vec::new()),
@@ -131,7 +138,7 @@ impl Itses {
         !self.list.lock().is_empty()
     }
 
-    /// A new ITS. `ENOMEM`.
+    /// A new ITS. `ENOMEM`: or there are too many.
     pub(super) fn create(&self, vm: &Vm) -> Result<Arc<ItsUnit>, Errno> {
         let its = Arc::new(ItsUnit {
             unit: SpinLock::new(
@@ -145,6 +152,9 @@ impl Itses {
         });
         {
             let mut list = self.list.lock();
+            if list.len() >= MOST_ITSES {
+                return Err(Errno::ENOMEM);
+            }
             list.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
             list.push(its.clone());
         }
@@ -288,35 +298,38 @@ impl ItsUnit {
     }
 }
 
-/// Redistributors began to take LPIs: reads what the guest's tables say of those that go there.
-pub(super) fn begin_lpis(vm: &Vm) {
-    let starts = vm
-        .gic
-        .with(vm, |vgic| (vgic.take_lpi_starts(), Kicks::NONE));
+/// After a write to `frame`: if a redistributor began to take LPIs by it, reads what the guest's tables say
+/// of those that go there.
+pub(super) fn begin_lpis(vm: &Vm, frame: Frame) {
+    let Frame::Rd(vcpu) = frame else {
+        return;
+    };
     let mut host = VmHost(vm);
-    for vcpu in starts.iter().flat_map(|starts| starts.iter()) {
-        let table = host
-            .vgic(|vgic| {
-                let zero = vgic.is_pending_table_zero(vcpu);
-                (vgic.pending_table(vcpu).filter(|_| !zero), Kicks::NONE)
-            })
-            .flatten();
-        let mut from = 0;
-        while let Some((intid, target)) = host
-            .vgic(|vgic| (vgic.next_lpi(from), Kicks::NONE))
-            .flatten()
+    let starts = host.vgic(|vgic| (vgic.take_lpi_start(vcpu), Kicks::NONE));
+    if starts != Some(true) {
+        return;
+    }
+    let table = host
+        .vgic(|vgic| {
+            let zero = vgic.is_pending_table_zero(vcpu);
+            (vgic.pending_table(vcpu).filter(|_| !zero), Kicks::NONE)
+        })
+        .flatten();
+    let mut from = 0;
+    while let Some((intid, target)) = host
+        .vgic(|vgic| (vgic.next_lpi(from), Kicks::NONE))
+        .flatten()
+    {
+        from = intid + 1;
+        if target != Some(vcpu) {
+            continue;
+        }
+        host.reload(intid);
+        let mut byte = [0];
+        if table.is_some_and(|table| host.read(table + u64::from(intid / 8), &mut byte))
+            && byte[0] >> (intid % 8) & 1 == 1
         {
-            from = intid + 1;
-            if target != Some(vcpu) {
-                continue;
-            }
-            host.reload(intid);
-            let mut byte = [0];
-            if table.is_some_and(|table| host.read(table + u64::from(intid / 8), &mut byte))
-                && byte[0] >> (intid % 8) & 1 == 1
-            {
-                host.set_pending(intid, true);
-            }
+            host.set_pending(intid, true);
         }
     }
 }

@@ -304,7 +304,7 @@ impl Memory {
     }
 
     /// Whether `ipa` lies in a slot.
-    pub(super) fn is_memory(&self, ipa: Ipa) -> bool {
+    pub(super) fn is_memory(&mut self, ipa: Ipa) -> bool {
         self.slots.is_memory(ipa)
     }
 
@@ -314,7 +314,7 @@ impl Memory {
     }
 
     /// The slot that an address lies in.
-    pub(super) fn slot_at(&self, ipa: Ipa) -> Option<Slot> {
+    pub(super) fn slot_at(&mut self, ipa: Ipa) -> Option<Slot> {
         self.slots.at(ipa)
     }
 

@@ -41,21 +41,42 @@ pub(super) fn access(
     if state.world == World::VirtualEl2 {
         vm.gic.settle_maintenance(vcpu);
     }
-    let in_kernel = vm
-        .gic
-        .mmio(vcpu, ipa.raw(), len as u8, data)
-        .or_else(|| vm.itses.mmio(vm, ipa.raw(), len as u8, data));
-    if let Some(value) = in_kernel {
-        events::mmio(vcpu, state, ipa, len, data, MmioBy::Gic);
-        if !write {
-            load(state, access, value);
-        }
-        vcpu.stats.mmio_kernel.count();
-        skip(state);
-        return Next::Guest;
+    match vm.gic.mmio(vcpu, ipa.raw(), len as u8, data) {
+        Some(value) => answered(vcpu, state, ipa, access, data, value),
+        None => elsewhere(vcpu, state, ipa, access, data),
+    }
+}
+
+/// An interrupt controller has answered.
+#[inline(always)]
+fn answered(
+    vcpu: &Vcpu,
+    state: &mut State,
+    ipa: Ipa,
+    access: Access,
+    data: Option<u64>,
+    value: u64,
+) -> Next {
+    let len = access.size.bytes() as u32;
+    events::mmio(vcpu, state, ipa, len, data, MmioBy::Gic);
+    if data.is_none() {
+        load(state, access, value);
+    }
+    vcpu.stats.mmio_kernel.count();
+    skip(state);
+    Next::Guest
+}
+
+/// An access that is none of the GIC's.
+#[inline(never)]
+fn elsewhere(vcpu: &Vcpu, state: &mut State, ipa: Ipa, access: Access, data: Option<u64>) -> Next {
+    let vm = &vcpu.vm;
+    let len = access.size.bytes() as u32;
+    if let Some(value) = vm.itses.mmio(vm, ipa.raw(), len as u8, data) {
+        return answered(vcpu, state, ipa, access, data, value);
     }
     if let Some(value) = data
-        && vcpu.vm.io_events.signal(ipa.raw(), len, value)
+        && vm.io_events.signal(ipa.raw(), len, value)
     {
         events::mmio(vcpu, state, ipa, len, data, MmioBy::EventFd);
         vcpu.stats.mmio_kernel.count();
@@ -72,6 +93,7 @@ pub(super) fn access(
     }
     events::mmio(vcpu, state, ipa, len, data, MmioBy::Vmm);
     vcpu.stats.mmio_user.count();
+    let write = data.is_some();
     state.pending_mmio = Some(PendingMmio { access, write });
     Next::Vmm(VmmExit::Mmio(MmioExit {
         phys_addr: ipa.raw(),

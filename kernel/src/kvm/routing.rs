@@ -37,13 +37,14 @@ impl Routes {
         if head.nr > MAX_ROUTES || head.flags != 0 {
             return Err(Errno::EINVAL);
         }
-        crate::mem::top_up();
         let mut table = BTreeMap::new();
         let mut at = arg;
         let mut step = size_of::<IrqRouting>() as u64;
         for _ in 0..head.nr {
             at = at.checked_add(step).ok_or(Errno::EFAULT)?;
             step = size_of::<IrqRoutingEntry>() as u64;
+            // Each is small; thousands of them are not.
+            crate::mem::admit()?;
             let entry = read_struct::<IrqRoutingEntry>(mm, at)?;
             let route = abi(entry.route())?;
             let beyond = matches!(route, Route::Pin { pin } if pin >= PINS);

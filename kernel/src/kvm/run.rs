@@ -302,6 +302,9 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
     loaded::interface_on(vcpu);
     let mark = umbra_hw::cpu() + 1;
     let mut saves = guest::saves();
+    // The thread does not leave this CPU in here.
+    let asked = sched::asked();
+    let traced = trace::is_on();
     loop {
         // From here on a kick interrupts this CPU, and the interrupt is pending at ERET.
         vcpu.running_on.store(mark, Ordering::SeqCst);
@@ -323,13 +326,13 @@ fn enter(vcpu: &Arc<Vcpu>, state: &mut State, call: &Call<'_>) -> Next {
             return Next::Guest;
         }
         // Somebody was woken for this CPU while the kernel worked: no timer will say so.
-        if sched::is_asked() {
+        if asked.load(Ordering::Acquire) {
             vcpu.running_on.store(0, Ordering::SeqCst);
             return Next::Interrupt;
         }
         let world = state.world;
         let watch = |frame: &guest::Frame, cause: Option<guest::Cause>| {
-            if trace::is_on() {
+            if traced {
                 events::edge(vcpu, world, frame, cause);
             }
         };

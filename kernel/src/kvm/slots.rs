@@ -96,6 +96,26 @@ pub(super) enum Change {
     Protect(Ipa, u64),
 }
 
+/// A stretch of a VM's addresses that is one slot, with its number, or that none shares.
+#[derive(Clone, Copy)]
+struct Stretch {
+    base: u64,
+    bytes: u64,
+    slot: Option<(u32, Slot)>,
+}
+
+impl Stretch {
+    const NONE: Self = Self {
+        base: 0,
+        bytes: 0,
+        slot: None,
+    };
+
+    const fn contains(&self, ipa: Ipa) -> bool {
+        ipa.raw().wrapping_sub(self.base) < self.bytes
+    }
+}
+
 /// Slots by number, by address in the VM and by address in the VMM, and their logs.
 pub(super) struct Slots {
     by_id: BTreeMap<u32, Slot>,
@@ -104,6 +124,9 @@ pub(super) struct Slots {
     logs: BTreeMap<u32, DirtyLog>,
     /// Bytes of all.
     bytes: u64,
+    /// The last stretch that was looked for and is no slot, and the last that is one: a guest's accesses
+    /// to devices are all in the one, its first touches mostly in the other. No change of slots leaves them.
+    found: [Stretch; 2],
 }
 
 impl Slots {
@@ -114,24 +137,50 @@ impl Slots {
             by_hva: Seen::new(),
             logs: BTreeMap::new(),
             bytes: 0,
+            found: [Stretch::NONE; 2],
         }
     }
 
-    /// The number of the slot that `ipa` lies in, and the slot.
-    fn find(&self, ipa: Ipa) -> Option<(u32, &Slot)> {
-        let (_, &id) = self.by_base.range(..=ipa.raw()).next_back()?;
-        let slot = self.by_id.get(&id)?;
-        slot.contains(ipa).then_some((id, slot))
+    /// The stretch that `ipa` lies in.
+    #[inline]
+    fn find(&mut self, ipa: Ipa) -> &Stretch {
+        let found = self.found.iter().position(|found| found.contains(ipa));
+        let at = found.unwrap_or_else(|| self.search(ipa));
+        &self.found[at % 2]
+    }
+
+    /// The same by search; where among `found` it is from now on.
+    #[inline(never)]
+    fn search(&mut self, ipa: Ipa) -> usize {
+        let slot = |id: &u32| Some((*id, *self.by_id.get(id)?));
+        let before = self.by_base.range(..=ipa.raw()).next_back();
+        let before = before.and_then(|(_, id)| slot(id));
+        let there = before.filter(|(_, slot)| slot.contains(ipa));
+        let (base, end) = match there {
+            Some((_, slot)) => (slot.base.raw(), slot.end()),
+            None => {
+                let mut behind = self.by_base.range(ipa.raw()..);
+                let end = behind.next().map_or(u64::MAX, |(&base, _)| base);
+                (before.map_or(0, |(_, slot)| slot.end()), end)
+            }
+        };
+        let at = usize::from(there.is_some());
+        self.found[at] = Stretch {
+            base,
+            bytes: end - base,
+            slot: there,
+        };
+        at
     }
 
     /// Whether `ipa` lies in a slot.
-    pub(super) fn is_memory(&self, ipa: Ipa) -> bool {
-        self.find(ipa).is_some()
+    pub(super) fn is_memory(&mut self, ipa: Ipa) -> bool {
+        self.find(ipa).slot.is_some()
     }
 
     /// The slot that `ipa` lies in.
-    pub(super) fn at(&self, ipa: Ipa) -> Option<Slot> {
-        self.find(ipa).map(|(_, slot)| *slot)
+    pub(super) fn at(&mut self, ipa: Ipa) -> Option<Slot> {
+        self.find(ipa).slot.map(|(_, slot)| slot)
     }
 
     fn is_taken(&self, id: u32, slot: &Slot) -> bool {
@@ -153,6 +202,7 @@ impl Slots {
         slot: Option<Slot>,
         log: Option<DirtyLog>,
     ) -> Result<Change, SlotError> {
+        self.found = [Stretch::NONE; 2];
         let old = self.by_id.get(&id).copied();
         let Some(slot) = slot else {
             let old = old.ok_or(SlotError::Missing)?;
@@ -222,7 +272,7 @@ impl Slots {
 
     /// The page at `ipa` is about to be written, or was.
     pub(super) fn mark(&mut self, ipa: Ipa) {
-        let Some((id, &slot)) = self.find(ipa) else {
+        let Some((id, slot)) = self.find(ipa).slot else {
             return;
         };
         if let (Some(log), Some(offset)) = (self.logs.get_mut(&id), ipa.offset_from(slot.base)) {

@@ -16,15 +16,21 @@ struct Half {
 
 fn half(vcpu: &Vcpu, va: Gva) -> Option<Half> {
     let hw = vcpu.hw.lock();
-    let tcr = hw.regs.get(Reg::TcrEl1);
-    let upper = va.raw() >> 55 & 1 == 1;
-    let (table, size, granule) = if upper {
-        (hw.regs.get(Reg::Ttbr1El1), tcr >> 16 & 0x3f, tcr >> 30 & 3)
+    // With E2H, which is fixed, EL2's registers have the form of EL1's.
+    let [tcr, lower, upper] = if hw.virtual_el2 {
+        [Reg::TcrEl2, Reg::Ttbr0El2, Reg::Ttbr1El2]
     } else {
-        (hw.regs.get(Reg::Ttbr0El1), tcr & 0x3f, tcr >> 14 & 3)
+        [Reg::TcrEl1, Reg::Ttbr0El1, Reg::Ttbr1El1]
+    };
+    let tcr = hw.regs.get_any(tcr);
+    let is_upper = va.raw() >> 55 & 1 == 1;
+    let (table, size, granule) = if is_upper {
+        (hw.regs.get_any(upper), tcr >> 16 & 0x3f, tcr >> 30 & 3)
+    } else {
+        (hw.regs.get_any(lower), tcr & 0x3f, tcr >> 14 & 3)
     };
     // TG0 and TG1 number the granules differently (Arm ARM D24.2.197).
-    let page_shift = match (upper, granule) {
+    let page_shift = match (is_upper, granule) {
         (false, 0) | (true, 2) => 12,
         (false, 2) | (true, 1) => 14,
         (false, 1) | (true, 3) => 16,

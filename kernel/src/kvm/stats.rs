@@ -72,9 +72,17 @@ const STOREY_NAMES: [&str; STOREYS] = ["el1", "vel2", "l2"];
 const WFX: usize = 2;
 const HVC: usize = 3;
 
-/// The kind of a synchronous exit, by its class (ESR_ELx.EC).
-const KIND_OF_CLASS: [u8; 64] = {
-    let mut kinds = [10; 64];
+/// Classes of exceptions (ESR_ELx.EC).
+const CLASSES: usize = 64;
+/// A class that no exception has, for interrupts, and that of SErrors.
+const INTERRUPT: usize = 0x3f;
+const SERROR: usize = 0x2f;
+
+/// The kind of an exit by its class.
+const KIND_OF_CLASS: [u8; CLASSES] = {
+    let mut kinds = [10; CLASSES];
+    kinds[INTERRUPT] = 0;
+    kinds[SERROR] = 1;
     kinds[0x01] = WFX as u8;
     kinds[0x07] = 7;
     kinds[0x16] = HVC as u8;
@@ -86,10 +94,28 @@ const KIND_OF_CLASS: [u8; 64] = {
     kinds
 };
 
+/// Exits of one storey by class: that is what an exit has at hand, and the kinds follow when somebody reads.
+#[derive(Debug)]
+struct Exits([Counter; CLASSES]);
+
+impl Default for Exits {
+    fn default() -> Self {
+        Self([const { Counter(AtomicU64::new(0)) }; CLASSES])
+    }
+}
+
+impl Exits {
+    fn of_kind(&self, kind: usize) -> u64 {
+        let classes = self.0.iter().zip(KIND_OF_CLASS);
+        let these = classes.filter(|&(_, of)| usize::from(of) == kind);
+        these.map(|(count, _)| count.get()).sum()
+    }
+}
+
 /// What one vCPU counts.
 #[derive(Debug, Default)]
 pub(super) struct VcpuStats {
-    exits: [[Counter; KINDS.len()]; STOREYS],
+    exits: [Exits; STOREYS],
     /// In ticks of the machine's counter.
     time: [Counter; STOREYS],
     /// When the storey that runs began, in ticks, and which: 0 while none does.
@@ -114,12 +140,12 @@ impl VcpuStats {
     /// The guest left.
     #[inline]
     pub(super) fn exit(&self, world: World, exit: &Exit) {
-        let kind = match exit {
-            Exit::Irq => 0,
-            Exit::SError { .. } => 1,
-            Exit::Sync { esr, .. } => usize::from(KIND_OF_CLASS[(esr >> 26 & 0x3f) as usize]),
+        let class = match exit {
+            Exit::Irq => INTERRUPT,
+            Exit::SError { .. } => SERROR,
+            Exit::Sync { esr, .. } => (esr >> 26) as usize % CLASSES,
         };
-        self.exits[storey(world)][kind].count();
+        self.exits[storey(world)].0[class].count();
     }
 
     /// From now on a storey has the vCPU, in umbra's own work for it too.
@@ -150,11 +176,11 @@ impl VcpuStats {
     }
 
     fn of_kind(&self, kind: usize) -> u64 {
-        self.exits.iter().map(|exits| exits[kind].get()).sum()
+        self.exits.iter().map(|exits| exits.of_kind(kind)).sum()
     }
 
     fn list<'a>(&self, names: &'a Names) -> Vec<Stat<'a>> {
-        let all = self.exits.iter().flatten().map(Counter::get).sum();
+        let all = (0..KINDS.len()).map(|kind| self.of_kind(kind)).sum();
         let mut stats = alloc::vec![
             Stat::count("halt_wakeup", self.waits.get()),
             Stat::nanoseconds("halt_wait_ns", self.wait_time.get()),
@@ -173,8 +199,8 @@ impl VcpuStats {
             stats.push(Stat::nanoseconds(name, timer::ticks_to_ns(time.get())));
         }
         for (exits, names) in self.exits.iter().zip(names) {
-            for (count, name) in exits.iter().zip(names) {
-                stats.push(Stat::count(name, count.get()));
+            for (kind, name) in names.iter().enumerate() {
+                stats.push(Stat::count(name, exits.of_kind(kind)));
             }
         }
         stats

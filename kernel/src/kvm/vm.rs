@@ -170,7 +170,7 @@ impl Vm {
             mm: mm.clone(),
         });
         let weak: Weak<dyn Notifier> = Arc::downgrade(&vm) as Weak<dyn Notifier>;
-        mm.add_notifier(weak);
+        mm.add_notifier(weak)?;
         Ok(vm)
     }
 
@@ -324,8 +324,9 @@ impl Drop for Open {
     fn drop(&mut self) {
         let vcpus = core::mem::take(&mut *self.0.vcpus.lock());
         for vcpu in &vcpus {
-            // A CPU may hold the registers still; it holds the vCPU alive with them.
+            // A CPU may hold the registers still; it holds the vCPU alive with them, and so does an alarm.
             loaded::put(vcpu);
+            vcpu.set_alarm(None);
         }
     }
 }

@@ -5,12 +5,13 @@ use alloc::vec::Vec;
 use umbra_abort::Poison;
 use umbra_arm64::{Hva, Pa, Rights, Tag};
 use umbra_frames::{CHUNK_ORDER, FRAME, Owner};
+use umbra_linux::Errno;
 use umbra_linux::vma::{BLOCK, Backing, HugeAdvice, Prot, Span, USER_END, Vma};
-use umbra_stage2::{Attrs, MapError, Mapped, User};
+use umbra_stage2::{Attrs, MapError, Mapped, Tables, User};
 
 use super::space::{Inner, LostPages, MmFault, PageView, invalidate};
 use super::{FilePages, Object};
-use crate::mem::{self, TablePages};
+use crate::mem::{self, Provision, TablePages};
 use crate::poison;
 
 fn rights(prot: Prot) -> Rights {
@@ -174,7 +175,7 @@ fn share(table: &mut User, at: Hva, pa: Option<Pa>, prot: Prot) -> Result<PageVi
     }
     let rights = rights(prot);
     mem::hold(pa);
-    if map(table, at, pa, FRAME, Attrs::normal(rights)).is_err() {
+    if map(table, at, pa, FRAME, Attrs::normal(rights), &TablePages).is_err() {
         mem::release(pa);
         return Err(MmFault::NoMemory);
     }
@@ -203,7 +204,16 @@ pub(super) fn place(inner: &mut Inner, at: Hva, pa: Pa, bytes: u64) -> bool {
     let table = inner.table();
     let mut empty = true;
     table.visit(at, bytes, &TablePages, |_| empty = false);
-    let placed = empty && map(table, at, pa, bytes, Attrs::normal(rights(prot))).is_ok();
+    let placed = empty
+        && map(
+            table,
+            at,
+            pa,
+            bytes,
+            Attrs::normal(rights(prot)),
+            &TablePages,
+        )
+        .is_ok();
     if placed {
         mem::give_to(pa, table.tag());
     }
@@ -234,7 +244,7 @@ fn block_for(table: &User, area: &Vma<Object>, addr: Hva) -> Option<Hva> {
 
 fn install(table: &mut User, at: Hva, pa: Pa, bytes: u64, prot: Prot) -> Result<PageView, MmFault> {
     let rights = rights(prot);
-    if map(table, at, pa, bytes, Attrs::normal(rights)).is_err() {
+    if map(table, at, pa, bytes, Attrs::normal(rights), &TablePages).is_err() {
         mem::release(pa);
         return Err(MmFault::NoMemory);
     }
@@ -249,8 +259,15 @@ fn install(table: &mut User, at: Hva, pa: Pa, bytes: u64, prot: Prot) -> Result<
 
 /// Maps where nothing was before. A block may find an empty table in its place: that is broken
 /// first, which is no loss.
-fn map(table: &mut User, at: Hva, pa: Pa, bytes: u64, attrs: Attrs) -> Result<(), MapError> {
-    match table.map(at, pa, bytes, attrs, &TablePages)? {
+fn map(
+    table: &mut User,
+    at: Hva,
+    pa: Pa,
+    bytes: u64,
+    attrs: Attrs,
+    tables: &impl Tables,
+) -> Result<(), MapError> {
+    match table.map(at, pa, bytes, attrs, tables)? {
         Mapped::Fresh | Mapped::Unchanged => {}
         Mapped::Rights(work) => work.finish(&TablePages, invalidate),
         Mapped::Broken(broken) => {
@@ -262,7 +279,7 @@ fn map(table: &mut User, at: Hva, pa: Pa, bytes: u64, attrs: Attrs) -> Result<()
 
 /// How many pieces are looked at together: their list is small beside the kernel's heap, whatever a
 /// process maps.
-const PORTION: u64 = 2048;
+const PORTION: u64 = 1024;
 
 /// How many [`pieces`] a span has.
 fn count_pieces(table: &User, span: Span) -> u64 {
@@ -346,7 +363,24 @@ pub(super) fn misdirect(table: &mut User, page: Span, to: Pa) -> Result<(), MapE
         to,
         FRAME,
         Attrs::normal(rights(Prot::RW)),
+        &TablePages,
     )
+}
+
+/// Cuts the block that reaches across `at`, which is a page's address, if one does. `ENOMEM`: it is whole still.
+pub(super) fn cut(table: &mut User, at: Hva) -> Result<(), Errno> {
+    while let Some(leaf) = table.lookup(at, &TablePages)
+        && leaf.addr < at
+    {
+        match table.split(at, &TablePages) {
+            Ok(Some(broken)) => {
+                broken.finish(table, &TablePages, invalidate);
+            }
+            Ok(None) => break,
+            Err(_) => return Err(Errno::ENOMEM),
+        }
+    }
+    Ok(())
 }
 
 /// Unmaps a span and gives its frames back.
@@ -419,17 +453,32 @@ pub(super) fn protect(table: &mut User, span: Span, prot: Prot) {
     }
 }
 
-/// Moves what is present in a span to `to`, with the rights it has.
-pub(super) fn relocate(table: &mut User, from: Span, target: Hva) {
+/// Pages for the tables that what is present in a span may need elsewhere. `ENOMEM`.
+pub(super) fn provision(table: &User, from: Span) -> Result<Provision, Errno> {
+    // Regions with a table of their own, at each level; each may reach into two at another place.
+    let (mut regions, mut last) = (0, [u64::MAX; 3]);
+    table.visit(from.start(), from.bytes(), &TablePages, |leaf| {
+        for (shift, last) in [21, 30, 39].into_iter().zip(&mut last) {
+            let ends = [leaf.addr.raw(), leaf.addr.raw() + leaf.size - 1];
+            let [first, end] = ends.map(|addr| addr >> shift);
+            regions += end + 1 - if *last == first { first + 1 } else { first };
+            *last = end;
+        }
+    });
+    Provision::take(2 * regions as usize)
+}
+
+/// Moves what is present in a span to `to`, with the rights it has, and with tables of what was provided.
+pub(super) fn relocate(table: &mut User, from: Span, target: Hva, provision: &Provision) {
     in_portions(table, from, &mut |table, part| {
         let to = part.start().offset_from(from.start());
         if let Some(to) = to.and_then(|offset| target.checked_add(offset)) {
-            relocate_portion(table, part, to);
+            relocate_portion(table, part, to, provision);
         }
     });
 }
 
-fn relocate_portion(table: &mut User, from: Span, to: Hva) {
+fn relocate_portion(table: &mut User, from: Span, to: Hva, provision: &Provision) {
     let pieces: Vec<_> = pieces(table, from)
         .into_iter()
         .map(|(at, pa, bytes)| {
@@ -463,7 +512,7 @@ fn relocate_portion(table: &mut User, from: Span, to: Hva) {
             ) else {
                 continue;
             };
-            if map(table, at, pa, step, attrs).is_err() {
+            if map(table, at, pa, step, attrs, provision).is_err() {
                 release(pa, step);
             }
         }

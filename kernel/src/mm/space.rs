@@ -11,12 +11,15 @@ use umbra_hw::sabotage::{Safeguard, left_out};
 use umbra_hw::sync::{SpinGuard, SpinLock};
 use umbra_hw::tlb;
 use umbra_linux::Errno;
-use umbra_linux::vma::{AddressSpace, Advised, Changes, Fault, Mapped, Prot, Request, Span};
+use umbra_linux::uapi;
+use umbra_linux::vma::{
+    AddressSpace, Advised, Changes, Fault, Mapped, Placement, Prot, Request, Span,
+};
 use umbra_stage2::{Config, Cursor, El20, Geometry, Scope, TlbRequest, User};
 
 use super::Object;
 use super::pages;
-use crate::mem::{self, TablePages};
+use crate::mem::{self, Provision, TablePages};
 
 /// Where placement of new areas begins, downward; the stack lies above.
 const CEILING: u64 = 0x7fff_0000_0000;
@@ -246,17 +249,24 @@ impl Mm {
     }
 
     /// Tells `who` of changes from now on, as long as it lives.
-    pub(crate) fn add_notifier(&self, who: Weak<dyn Notifier>) {
+    /// `ENOMEM`.
+    pub(crate) fn add_notifier(&self, who: Weak<dyn Notifier>) -> Result<(), Errno> {
         let mut inner = self.lock();
         inner.notifiers.retain(|other| other.strong_count() > 0);
+        let room = inner.notifiers.try_reserve(1);
+        room.map_err(|_| Errno::ENOMEM)?;
         inner.notifiers.push(who);
+        Ok(())
     }
 
     /// mmap.
     pub(crate) fn map(&self, request: Request<Object>) -> Result<Span, Errno> {
         let mut inner = self.lock();
+        if let Placement::Replace(at) = request.place {
+            inner.cut_out(at, request.len)?;
+        }
         let Mapped { span, changes } = inner.areas.map(request)?;
-        inner.apply(changes);
+        inner.apply(changes, None);
         Ok(span)
     }
 
@@ -272,26 +282,29 @@ impl Mm {
     /// munmap.
     pub(crate) fn unmap(&self, addr: Hva, bytes: u64) -> Result<(), Errno> {
         let mut inner = self.lock();
+        inner.cut_out(addr, bytes)?;
         let changes = inner.areas.unmap(addr, bytes)?;
-        inner.apply(changes);
+        inner.apply(changes, None);
         Ok(())
     }
 
     /// mprotect.
     pub(crate) fn protect(&self, addr: Hva, bytes: u64, prot: Prot) -> Result<(), Errno> {
         let mut inner = self.lock();
+        inner.cut_out(addr, bytes)?;
         let changes = inner.areas.protect(addr, bytes, prot)?;
-        inner.apply(changes);
+        inner.apply(changes, None);
         Ok(())
     }
 
     /// madvise.
     pub(crate) fn advise(&self, addr: Hva, bytes: u64, advice: u32) -> Result<(), Errno> {
         let mut inner = self.lock();
+        inner.cut_out(addr, bytes)?;
         match inner.areas.advise(addr, bytes, advice)? {
             Advised::Noted => Ok(()),
             Advised::Discard(changes) => {
-                inner.apply(changes);
+                inner.apply(changes, None);
                 Ok(())
             }
             Advised::Populate(span, access) => {
@@ -318,8 +331,29 @@ impl Mm {
         to: Hva,
     ) -> Result<Hva, Errno> {
         let mut inner = self.lock();
+        inner.cut_out(from, old)?;
+        inner.cut_out(from, new)?;
+        if flags & uapi::MREMAP_FIXED != 0 {
+            inner.cut_out(to, new)?;
+        }
+        // Where it is, if that can be; only a move takes tables.
+        let stays = flags & !uapi::MREMAP_MAYMOVE;
+        let fixed = flags & uapi::MREMAP_FIXED != 0;
+        if !fixed {
+            match inner.areas.remap(from, old, new, stays, to) {
+                Ok(Mapped { span, changes }) => {
+                    inner.apply(changes, None);
+                    return Ok(span.start());
+                }
+                Err(Errno::ENOMEM) if stays != flags => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        let moves = Span::new(from, old.min(new));
+        let provision = moves.map(|span| pages::provision(inner.table(), span));
+        let provision = provision.transpose()?;
         let Mapped { span, changes } = inner.areas.remap(from, old, new, flags, to)?;
-        inner.apply(changes);
+        inner.apply(changes, provision.as_ref());
         Ok(span.start())
     }
 
@@ -332,7 +366,7 @@ impl Mm {
     pub(crate) fn brk(&self, wanted: Hva) -> Hva {
         let mut inner = self.lock();
         let (end, changes) = inner.areas.brk(wanted);
-        inner.apply(changes);
+        inner.apply(changes, None);
         end
     }
 
@@ -498,13 +532,14 @@ impl Mm {
         leaf.pa.checked_add(addr.offset_from(leaf.addr)?)
     }
 
-    /// Every area and what it allows, from the lowest.
-    pub(crate) fn areas(&self) -> Vec<(Span, Prot)> {
-        self.lock()
-            .areas
-            .iter()
-            .map(|area| (area.span, area.prot))
-            .collect()
+    /// Every area and what it allows, from the lowest. `ENOMEM`.
+    pub(crate) fn areas(&self) -> Result<Vec<(Span, Prot)>, Errno> {
+        let inner = self.lock();
+        let mut areas = Vec::new();
+        let room = areas.try_reserve_exact(inner.areas.iter().count());
+        room.map_err(|_| Errno::ENOMEM)?;
+        areas.extend(inner.areas.iter().map(|area| (area.span, area.prot)));
+        Ok(areas)
     }
 
     /// A process's memory in use, in bytes.
@@ -537,8 +572,19 @@ impl Inner {
         }
     }
 
-    /// Makes the tables follow a change of areas.
-    fn apply(&mut self, changes: Changes) {
+    /// Cuts blocks at the edges of what is about to change, so that changing it takes no memory and cannot
+    /// fail half way. `ENOMEM`: nothing that could be seen has changed.
+    fn cut_out(&mut self, addr: Hva, bytes: u64) -> Result<(), Errno> {
+        // Others are refused, or change nothing.
+        if let Some(span) = Span::new(addr, bytes) {
+            pages::cut(self.table(), span.start())?;
+            pages::cut(self.table(), span.end())?;
+        }
+        Ok(())
+    }
+
+    /// Makes the tables follow a change of areas. What moves pages has taken a `provision` of tables before.
+    fn apply(&mut self, changes: Changes, provision: Option<&Provision>) {
         for &span in &changes.unmap {
             self.notify(span);
             pages::remove(self.table(), span);
@@ -551,9 +597,9 @@ impl Inner {
             });
             self.lost = without(&self.lost, span);
         }
-        if let Some(moved) = changes.moved {
+        if let (Some(moved), Some(provision)) = (changes.moved, provision) {
             self.notify(moved.from);
-            pages::relocate(self.table(), moved.from, moved.to);
+            pages::relocate(self.table(), moved.from, moved.to, provision);
             for page in &mut self.bad {
                 let offset = page.at.offset_from(moved.from.start());
                 if let Some(offset) = offset.filter(|_| moved.from.contains(page.at))

@@ -102,20 +102,25 @@ impl Mm {
     pub(crate) fn read_string(&self, from: Hva, limit: usize) -> Result<Vec<u8>, Errno> {
         let mut text = Vec::new();
         let mut at = from;
+        let add = |text: &mut Vec<u8>, bytes: &[u8]| {
+            text.try_reserve(bytes.len()).map_err(|_| Errno::ENOMEM)?;
+            text.extend_from_slice(bytes);
+            Ok::<_, Errno>(())
+        };
         loop {
             // Up to the end of the page, so that a string may end just before a hole.
             let mut chunk = [0u8; 64];
             let room = (4096 - at.offset_in(4096)).min(chunk.len() as u64) as usize;
             self.read_bytes(at, &mut chunk[..room])?;
             if let Some(end) = chunk[..room].iter().position(|&byte| byte == 0) {
-                text.extend_from_slice(&chunk[..end]);
+                add(&mut text, &chunk[..end])?;
                 return if text.len() > limit {
                     Err(Errno::E2BIG)
                 } else {
                     Ok(text)
                 };
             }
-            text.extend_from_slice(&chunk[..room]);
+            add(&mut text, &chunk[..room])?;
             if text.len() > limit {
                 return Err(Errno::E2BIG);
             }

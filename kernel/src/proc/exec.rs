@@ -139,6 +139,16 @@ fn read_all(id: InodeId, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
     }
 }
 
+/// A list of as many as there are. `ENOMEM`.
+fn fallible<T>(items: impl Iterator<Item = T>) -> Result<Vec<T>, Errno> {
+    let mut list = Vec::new();
+    for item in items {
+        list.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        list.push(item);
+    }
+    Ok(list)
+}
+
 impl Program {
     /// Loads the program at `path`, which is looked up by `find`. On success the new address space
     /// is this CPU's; on failure the caller restores its own.
@@ -159,12 +169,13 @@ impl Program {
                 let linker = program.linker(&find)?;
                 return Self::load_elf(&program, linker.as_ref(), exe, &named, &args, env);
             };
-            let rest = args.split_off(args.len().min(1));
-            args = core::iter::once(interpreter.clone())
-                .chain(argument)
-                .chain(core::iter::once(path))
-                .chain(rest)
-                .collect();
+            let rest = args.get_mut(1..).unwrap_or_default().iter_mut();
+            args = fallible(
+                core::iter::once(interpreter.clone())
+                    .chain(argument)
+                    .chain(core::iter::once(path))
+                    .chain(rest.map(core::mem::take)),
+            )?;
             path = interpreter;
         }
         Err(Errno::ELOOP)
@@ -211,8 +222,8 @@ impl Program {
         })?;
         let mut random_bytes = [0; 16];
         random::fill(&mut random_bytes);
-        let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-        let env: Vec<&[u8]> = env.iter().map(Vec::as_slice).collect();
+        let args = fallible(args.iter().map(Vec::as_slice))?;
+        let env = fallible(env.iter().map(Vec::as_slice))?;
         let start = stack::build(
             &Start {
                 args: &args,
@@ -227,7 +238,7 @@ impl Program {
             },
             Hva::new(STACK_TOP),
         )?;
-        mm.write_bytes(start.sp, &start.bytes)?;
+        write_fresh(&mm, start.sp, &start.bytes)?;
         let trampoline = map_trampoline(&mm)?;
         let entry = linker.as_ref().map_or(image.entry, |(_, plan)| plan.entry);
         Ok(Self {
@@ -260,7 +271,8 @@ fn map_segment(mm: &Mm, segment: &Segment, pages: &Arc<tree::Pages>) -> Result<(
             traits: Traits::default(),
         })?;
         if let Some((at, bytes)) = segment.zero {
-            mm.write_bytes(
+            write_fresh(
+                mm,
                 at,
                 &[0; PAGE as usize][..(bytes as usize).min(PAGE as usize)],
             )?;
@@ -281,6 +293,11 @@ fn map_segment(mm: &Mm, segment: &Segment, pages: &Arc<tree::Pages>) -> Result<(
     Ok(())
 }
 
+/// Writes where the program may write for sure: what can fail is that there is no memory for the page.
+fn write_fresh(mm: &Mm, at: Hva, bytes: &[u8]) -> Result<(), Errno> {
+    mm.write_bytes(at, bytes).map_err(|_| Errno::ENOMEM)
+}
+
 fn map_trampoline(mm: &Mm) -> Result<u64, Errno> {
     let span = mm.map(Request {
         place: Placement::Hint(Hva::new(0)),
@@ -289,7 +306,7 @@ fn map_trampoline(mm: &Mm) -> Result<u64, Errno> {
         backing: Backing::Anon,
         traits: Traits::default(),
     })?;
-    mm.write_bytes(span.start(), &TRAMPOLINE)?;
+    write_fresh(mm, span.start(), &TRAMPOLINE)?;
     mm.protect(span.start(), PAGE, Prot::READ | Prot::EXEC)?;
     Ok(span.start().raw())
 }

@@ -30,5 +30,5 @@ pub(crate) use process::{Paths, Process};
 pub(crate) use registry::{by_tid, family, find, new_number, processes};
 pub(crate) use run::Context;
 pub(crate) use signal::send_to_group;
-pub(crate) use start::{Clone, clone, first};
+pub(crate) use start::{Clone, clone, first, thread_count};
 pub(crate) use thread::{PR_MCE_KILL_DEFAULT, PR_MCE_KILL_EARLY, PR_MCE_KILL_LATE, UserThread};

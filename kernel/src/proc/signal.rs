@@ -112,7 +112,7 @@ impl UserThread {
     }
 
     /// A fault of the thread itself: gets through even if it is blocked.
-    pub(super) fn force(&self, signal: Signal, info: Siginfo) {
+    pub(crate) fn force(&self, signal: Signal, info: Siginfo) {
         {
             let mut signals = self.process.signals.lock();
             self.signals

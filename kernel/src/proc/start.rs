@@ -75,6 +75,11 @@ struct Starting {
 /// Scheduled threads of processes: only counted.
 static THREADS: AtomicU64 = AtomicU64::new(0);
 
+/// Threads of processes, of all of them.
+pub(crate) fn thread_count() -> u64 {
+    THREADS.load(Ordering::Relaxed)
+}
+
 impl Starting {
     fn new(process: &Arc<Process>) -> Result<Self, Errno> {
         if THREADS.load(Ordering::Relaxed) >= MAX_THREADS as u64 {
@@ -337,6 +342,10 @@ fn start_thread(
         signals,
         name,
     );
+    let filters = call.thread.filters.lock().clone();
+    if let Some(filters) = filters {
+        thread.filter(filters);
+    }
     let word = call.thread.memory_error_word.load(Ordering::Relaxed);
     thread.memory_error_word.store(word, Ordering::Relaxed);
     if args.flags & CLONE_CHILD_CLEARTID != 0 {

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use umbra_hw::sync::SpinLock;
 use umbra_linux::Errno;
+use umbra_linux::seccomp::Chain;
 use umbra_linux::signal::{AltStack, SigSet, Siginfo, Signal, ThreadSignals};
 use umbra_linux::wait::Pid;
 
@@ -39,6 +40,10 @@ pub(crate) struct UserThread {
     suspended: AtomicBool,
     /// PR_MCE_KILL_LATE, _EARLY or _DEFAULT: when it hears of memory errors that somebody else found.
     pub(crate) memory_error_word: AtomicU8,
+    /// What it may call, if it has said so; inherited.
+    pub(crate) filters: SpinLock<Option<Chain>>,
+    /// There are filters: the cheap half.
+    pub(crate) is_filtered: AtomicBool,
     /// Set by PR_SET_NAME.
     pub(crate) name: SpinLock<[u8; 16]>,
 }
@@ -62,8 +67,17 @@ impl UserThread {
             restartable: AtomicBool::new(false),
             suspended: AtomicBool::new(false),
             memory_error_word: AtomicU8::new(PR_MCE_KILL_DEFAULT),
+            filters: SpinLock::new("filters", 113, None),
+            is_filtered: AtomicBool::new(false),
             name: SpinLock::new("thread name", 108, name),
         })
+    }
+
+    /// Gives the thread these filters of its system calls.
+    pub(crate) fn filter(&self, chain: Chain) {
+        let old = self.filters.lock().replace(chain);
+        self.is_filtered.store(true, Ordering::Relaxed);
+        drop(old);
     }
 
     /// The thread that the scheduler knows.

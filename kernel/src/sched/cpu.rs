@@ -174,9 +174,9 @@ pub(super) fn slice_end() -> Option<u64> {
     Some(this.since.load(Ordering::Relaxed) + SLICE_NS)
 }
 
-/// Whether this CPU was asked to look at its queue.
-pub(crate) fn is_asked() -> bool {
-    this().resched.load(Ordering::Acquire)
+/// Says while the caller stays on this CPU whether it was asked to look at its queue.
+pub(crate) fn asked() -> &'static AtomicBool {
+    &this().resched
 }
 
 /// Whether another thread should have this CPU now. The caller then gives it up by [`yield_now`].

@@ -11,8 +11,8 @@ mod timer;
 mod wait;
 
 pub(crate) use cpu::{
-    bring_up, cpus, current, idle, is_asked, kick, park, preempt_due, preempt_point,
-    request_resched, set_affinity, start, yield_now,
+    asked, bring_up, cpus, current, idle, kick, park, preempt_due, preempt_point, request_resched,
+    set_affinity, start, yield_now,
 };
 pub(crate) use mutex::Mutex;
 pub(crate) use thread::{Task, Thread, spawn};

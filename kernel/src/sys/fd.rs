@@ -152,10 +152,7 @@ pub(super) fn ioctl(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
             });
             Ok(0)
         }
-        _ => {
-            let _fallible = crate::mem::FallibleCall::begin();
-            file.file.ioctl(call, request, a[2])
-        }
+        _ => file.file.ioctl(call, request, a[2]),
     }
 }
 

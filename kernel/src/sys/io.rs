@@ -55,12 +55,16 @@ impl At {
     }
 }
 
-/// Between two pieces of a long transfer: others may run, and the thread may have to stop.
+/// Between two pieces of a long transfer: others may run, and the thread may have to stop, or memory be out.
 fn pause(call: &Call<'_>) -> bool {
-    mem::top_up();
     irq::poll();
     sched::preempt_point();
-    !call.thread.signal_pending()
+    !call.thread.signal_pending() && mem::admit().is_ok()
+}
+
+/// Whether what is written to a file stays with umbra.
+fn keeps(file: &Description) -> bool {
+    file.downcast::<TreeFile>().is_some() || file.file.is_memory()
 }
 
 fn read_piece(
@@ -107,6 +111,9 @@ fn read_range(call: &Call<'_>, file: &Description, at: At, part: Part) -> Result
 
 /// Writes from one range of the process's memory.
 fn write_range(call: &Call<'_>, file: &Description, at: At, part: Part) -> Result<u64, Errno> {
+    if keeps(file) {
+        mem::admit()?;
+    }
     let len = part.len.min(MAX_COUNT);
     let mm = call.process.mm();
     let mut buffer = user::buffer((len as usize).min(PIECE))?;

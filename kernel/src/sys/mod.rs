@@ -14,6 +14,7 @@ mod message;
 mod path;
 mod poll;
 mod process;
+mod seccomp;
 mod signal;
 mod socket;
 pub(crate) mod time;
@@ -21,9 +22,12 @@ pub(crate) mod user;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use umbra_hw::scarce::FallibleCall;
+use umbra_kvm_abi::ioctl::KVM_RUN;
 use umbra_linux::Errno;
 use umbra_trace::Event;
 
+use crate::mem;
 use crate::proc::Context;
 use crate::trace::{self, Who};
 
@@ -66,6 +70,9 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
     let a: Args = [x0, x1, x2, x3, x4, x5];
     let number = context.frame.x[8];
     let call = &context.call;
+    if let Some(done) = seccomp::check(call, context.frame) {
+        return done;
+    }
     trace::record(Who::PROCESS, move || Event::SysEnter {
         id: number as u32,
         a0: x0,
@@ -73,6 +80,59 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         a2: x2,
         thread: call.thread.tid as u64,
     });
+    let result = if goes_on(number) {
+        answer(context, number, a)
+    } else {
+        let _fallible = FallibleCall::begin();
+        // A VM that runs goes on running: what it takes are frames.
+        let runs = number == 29 && x1 as u32 == KVM_RUN.raw();
+        let admitted = if runs { Ok(()) } else { mem::admit() };
+        admitted
+            .map_err(Into::into)
+            .and_then(|()| answer(context, number, a))
+    };
+    let result = match result {
+        Ok(value) => Ok(value),
+        Err(Unanswered::Failed(errno)) => Err(errno),
+        Err(Unanswered::Elsewhere) => return Done::Elsewhere,
+    };
+    let call = &context.call;
+    trace::record(Who::PROCESS, move || Event::SysExit {
+        id: number as u32,
+        ret: result.unwrap_or_else(Errno::as_return_value),
+        thread: call.thread.tid as u64,
+    });
+    result.into()
+}
+
+/// Why a call gives no value.
+enum Unanswered {
+    Failed(Errno),
+    /// The registers are no longer those of the call.
+    Elsewhere,
+}
+
+impl From<Errno> for Unanswered {
+    fn from(errno: Errno) -> Self {
+        Self::Failed(errno)
+    }
+}
+
+/// Calls that are let in even when memory is out: those that end something or give it back, wait, signal,
+/// look, or move bytes that are there. What they take of the heap they give back before they return.
+fn goes_on(number: u64) -> bool {
+    // close, fsync, exit, futex, times, signals, who one is, read and write (which look themselves), waits.
+    matches!(
+        number,
+        22 | 57 | 61..=70 | 72..=73 | 80..=83 | 86..=87 | 93..=99 | 101 | 113..=115 | 119..=124 | 132..=139
+            | 153..=160 | 163..=169 | 172..=179 | 260..=261 | 278 | 436
+    )
+}
+
+/// The call itself.
+fn answer(context: &mut Context<'_>, number: u64, a: Args) -> Result<u64, Unanswered> {
+    let [x0, x1, x2, x3, ..] = a;
+    let call = &context.call;
     // include/uapi/asm-generic/unistd.h
     let result = match number {
         17 => path::getcwd(call, a),
@@ -129,8 +189,8 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         86 => event::timerfd_settime(call, a),
         87 => event::timerfd_gettime(call, a),
         88 => path::utimensat(call, a),
-        93 => return process::exit(context, a),
-        94 => return process::exit_group(context, a),
+        93 => return done(process::exit(context, a)),
+        94 => return done(process::exit_group(context, a)),
         95 => process::waitid(call, a),
         96 => process::set_tid_address(call, a),
         98 => futex::futex(call, a),
@@ -156,7 +216,7 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         135 => signal::rt_sigprocmask(call, a),
         136 => signal::rt_sigpending(call, a),
         137 => signal::rt_sigtimedwait(call, a),
-        139 => return signal::rt_sigreturn(context),
+        139 => return done(signal::rt_sigreturn(context)),
         // setpriority, getpriority: nobody is nicer than others (20 stands for 0).
         140 => Ok(0),
         141 => Ok(20),
@@ -198,7 +258,7 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         215 => memory::munmap(call, a),
         216 => memory::mremap(call, a),
         220 => process::clone(context, a),
-        221 => return process::execve(context, a),
+        221 => return done(process::execve(context, a)),
         222 => memory::mmap(call, a),
         226 => memory::mprotect(call, a),
         // msync, mlock, munlock, mlockall, munlockall: nothing is ever paged out.
@@ -208,6 +268,7 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         261 => info::prlimit64(call, a),
         242 => socket::accept4(call, a),
         276 => path::renameat2(call, a),
+        277 => seccomp::seccomp(call, a),
         278 => info::getrandom(call, a),
         279 => memory::memfd_create(call, a),
         291 => path::statx(call, a),
@@ -215,13 +276,16 @@ pub(crate) fn dispatch(context: &mut Context<'_>) -> Done {
         439 => path::faccessat(call, a),
         other => unknown(other),
     };
-    let call = &context.call;
-    trace::record(Who::PROCESS, move || Event::SysExit {
-        id: number as u32,
-        ret: result.unwrap_or_else(Errno::as_return_value),
-        thread: call.thread.tid as u64,
-    });
-    result.into()
+    Ok(result?)
+}
+
+/// A call that answers with registers of its own making, or fails.
+fn done(done: Done) -> Result<u64, Unanswered> {
+    match done {
+        Done::Value(value) => Ok(value),
+        Done::Failed(errno) => Err(errno.into()),
+        Done::Elsewhere => Err(Unanswered::Elsewhere),
+    }
 }
 
 /// Numbers that were complained of: one bit each.

@@ -67,6 +67,9 @@ fn strings(call: &Call<'_>, list: u64, room: &mut usize) -> Result<Vec<Vec<u8>>,
         let limit = (*room).min(MAX_STRING);
         let string = call.process.mm().read_string(Hva::new(pointer), limit)?;
         *room = room.checked_sub(string.len() + 9).ok_or(Errno::E2BIG)?;
+        // Each is small; all of them are not.
+        crate::mem::admit()?;
+        strings.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
         strings.push(string);
     }
 }
@@ -231,10 +234,13 @@ pub(super) fn prctl(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
     // include/uapi/linux/prctl.h
     const PR_SET_NAME: u64 = 15;
     const PR_GET_NAME: u64 = 16;
+    const PR_GET_SECCOMP: u64 = 21;
+    const PR_SET_SECCOMP: u64 = 22;
     const PR_MCE_KILL: u64 = 33;
     const PR_MCE_KILL_GET: u64 = 34;
     const PR_SET_NO_NEW_PRIVS: u64 = 38;
     const PR_GET_NO_NEW_PRIVS: u64 = 39;
+    const SECCOMP_FILTER: u64 = 2;
     match a[0] {
         PR_SET_NAME => {
             let mut name = [0; 16];
@@ -254,6 +260,9 @@ pub(super) fn prctl(call: &Call<'_>, a: Args) -> Result<u64, Errno> {
             user::write(call, a[1], &name)?;
             Ok(0)
         }
+        PR_GET_SECCOMP if call.thread.is_filtered.load(Ordering::Relaxed) => Ok(SECCOMP_FILTER),
+        PR_GET_SECCOMP => Ok(0),
+        PR_SET_SECCOMP if a[1] == SECCOMP_FILTER => super::seccomp::set(call, 0, a[2]),
         // PR_MCE_KILL_CLEAR (0) and PR_MCE_KILL_SET (1).
         PR_MCE_KILL if a[3] | a[4] == 0 => {
             let word = match (a[1], a[2]) {

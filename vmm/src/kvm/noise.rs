@@ -4,13 +4,15 @@ use std::ptr;
 
 use super::{ABOVE_MAPPED, LOWEST_MAPPED, PAGE, Region, answer};
 
-/// Calls that end or replace the process or a thread, or that say where the kernel writes later: exit,
+/// Calls that end or replace the process or a thread, or that say where the kernel writes later or what may be
+/// called: exit,
 /// exit_group, set_tid_address, rt_sigaction, rt_sigprocmask, rt_sigreturn, rt_sigsuspend, clone,
-/// execve, clone3.
-const NEVER: [u64; 11] = [93, 94, 96, 99, 133, 134, 135, 139, 220, 221, 435];
+/// execve, seccomp, clone3.
+const NEVER: [u64; 12] = [93, 94, 96, 99, 133, 134, 135, 139, 220, 221, 277, 435];
 /// munmap, mremap, mprotect, madvise: what they name is changed.
 const CHANGES: [u64; 4] = [215, 216, 226, 233];
 const MMAP: u64 = 222;
+const MREMAP: u64 = 216;
 const BRK: u64 = 214;
 const IOCTL: u64 = 29;
 /// Calls that take a signal mask for as long as they wait, and which argument it is.
@@ -62,7 +64,9 @@ impl Ground<'_> {
         let mapping = match number {
             MMAP => plays(at, bytes) || (flags & fixed == 0 && at == 0),
             BRK => false,
-            216 => plays(at, bytes) && plays(at, args[2]) && (flags & 2 == 0 || plays(to, args[2])),
+            MREMAP => {
+                plays(at, bytes) && plays(at, args[2]) && (flags & 2 == 0 || plays(to, args[2]))
+            }
             n if CHANGES.contains(&n) => plays(at, bytes) || !at.is_multiple_of(PAGE as u64),
             _ => true,
         };
@@ -72,9 +76,11 @@ impl Ground<'_> {
         mapping
             && unmasked
             && !NEVER.contains(&number)
-            // The number of an ioctl is a number.
+            // The number of an ioctl is a number, and so are lengths of mappings, which were looked at.
             && (0..).zip(args).all(|(n, word)| {
-                self.is_harmless(*word) || (number, n) == (IOCTL, 1)
+                let length = (n == 1 && (number == MMAP || CHANGES.contains(&number)))
+                    || (number, n) == (MREMAP, 2);
+                self.is_harmless(*word) || (number, n) == (IOCTL, 1) || length
             })
     }
 

@@ -7,7 +7,7 @@ use kvm_bindings::{
 
 use umbra_vmm::kvm::Region;
 
-use super::asm::{Asm, EXCEPTION, REPORT, Sys};
+use super::asm::{self, Asm, EXCEPTION, REPORT, Sys};
 use super::below::{ABOVE, ELR_EL2, HCR, SPSR_EL2, STAGE2, has_el2, nested, start};
 use super::events::set;
 use super::guest::{Exit, Machine, RAM, Vcpu, kicked};
@@ -82,8 +82,9 @@ fn signed(key: &Key) -> Asm {
     asm
 }
 
-/// ERETAA and ERETAB go where the hardware's own AUTIA and AUTIB say, and fault as they do; and where
-/// SCTLR_EL2 has the key off, they go where a branch goes.
+/// ERETAA and ERETAB go where the hardware's own AUTIA or AUTIB and a branch go, and fault as they do: with
+/// FEAT_FPAC at the check, without it at the address that it spoilt; and where SCTLR_EL2 has the key off,
+/// they go where a branch goes.
 pub(super) fn authenticated_returns(_: &Env) -> Outcome {
     const TARGET: u64 = 0x7a;
     const TCR: u64 = 25 | 25 << 16;
@@ -116,7 +117,7 @@ pub(super) fn authenticated_returns(_: &Env) -> Outcome {
     let mut failed = 0;
     for key in &BOTH {
         let mut by_hardware = signed(key);
-        by_hardware.word(key.check).report(0).stop();
+        by_hardware.word(key.check).word(BR_X0).stop();
         let by_hardware = machine.place(&by_hardware);
         let mut by_return = signed(key);
         by_return
@@ -143,15 +144,14 @@ pub(super) fn authenticated_returns(_: &Env) -> Outcome {
                 let hardware = led(&vcpu)?;
                 vcpu.complete()?;
                 same(begin(by_return, flip, tcr)?, value, "what was signed")?;
+                failed += u32::from(hardware != Led::Reported(TARGET));
                 let wanted = match hardware {
                     // The exception is that of the instruction that found it.
                     Led::Exception { esr, .. } if esr >> 26 == 0x1c => {
-                        failed += 1;
                         let elr = by_return + eret;
                         Led::Exception { esr, elr }
                     }
-                    Led::Reported(at) if at == target => Led::Reported(TARGET),
-                    other => return Err(format!("{what}: hardware says {other:x?}")),
+                    other => other,
                 };
                 same(led(&vcpu)?, wanted, &what)?;
                 vcpu.complete()?;
@@ -427,6 +427,55 @@ pub(super) fn virtual_interrupts(_: &Env) -> Outcome {
             }
             None => same(stage.vcpu.report()?, 0, "what is not an interrupt")?,
         }
+    }
+    Ok(())
+}
+
+/// A walk of virtual EL2's own tables, or of EL1's, that leaves memory is an external abort of the walk, with its level.
+pub(super) fn walks_beyond_memory(_: &Env) -> Outcome {
+    const TABLES: usize = 0;
+    const SOMEWHERE: u64 = 2 << 30;
+    /// T0SZ of three levels, EPD1, 40 bits of output.
+    const TCR: u64 = 25 | 1 << 23 | 2 << 32;
+    const BLOCK: u64 = 1 | 3 << 8 | 1 << 10;
+    const MAIR_EL2: Sys = (3, 4, 10, 2, 0);
+    const TTBR0_EL2: Sys = (3, 4, 2, 0, 0);
+    const CURRENT_EL: u64 = 0x25;
+    for el2 in [false, true] {
+        if el2 && !has_el2()? {
+            continue;
+        }
+        let machine = Machine::new()?;
+        let vcpu = machine.bare_vcpu(0)?;
+        let features = if el2 { 1 << KVM_ARM_VCPU_HAS_EL2 } else { 0 };
+        granted(vcpu.init(features), "KVM_ARM_VCPU_INIT")?;
+        // Devices, memory, and a table where there is neither.
+        for (at, entry) in [1 << 2 | BLOCK, RAM | BLOCK, (SOMEWHERE + 0x5000) | 3]
+            .into_iter()
+            .enumerate()
+        {
+            machine.ram.set_u64(TABLES + 8 * at, entry);
+        }
+        let mut asm = Asm::new();
+        asm.mov(1, SOMEWHERE + (5 << 21)).ldr(0, 1).report(0);
+        let entry = machine.place(&asm);
+        let registers = if el2 {
+            start(&vcpu, entry)?;
+            [MAIR_EL2, TTBR0_EL2, TCR_EL2, SCTLR_EL2]
+        } else {
+            vcpu.start(entry)?;
+            [asm::MAIR_EL1, asm::TTBR0_EL1, asm::TCR_EL1, asm::SCTLR_EL1]
+        };
+        let values = [0xff, RAM + TABLES as u64, TCR, SCTLR | 1];
+        for (register, value) in registers.into_iter().zip(values) {
+            vcpu.set(abi::sys(register), value)?;
+        }
+        let seen = vcpu.exception()?;
+        same(
+            (seen.esr >> 26, seen.esr & 0x3f, seen.far),
+            (CURRENT_EL, 0x16, SOMEWHERE + (5 << 21)),
+            "class, status and address",
+        )?;
     }
     Ok(())
 }

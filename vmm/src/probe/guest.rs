@@ -456,6 +456,8 @@ pub(crate) fn free_memory() -> Check<i64> {
 pub(crate) struct KernelMemory {
     /// Frames that are free, or the kernel's for good (its heap, its own tables), or this program's, in KiB.
     pub(crate) frames: i64,
+    /// Kernel stacks, in KiB.
+    pub(crate) stacks: i64,
     /// What of the heap is in use, in bytes.
     pub(crate) heap: i64,
 }
@@ -478,10 +480,26 @@ pub(crate) fn memory_of_kernel() -> Check<KernelMemory> {
         let of = |what| meminfo(&text, what);
         return Ok(KernelMemory {
             frames: of("MemFree")? + of("Slab")? + of("KernelTables")? + before,
+            stacks: of("KernelStack")?,
             heap: of("KernelHeap")?,
         });
     }
     Err(format!(
         "this program's memory changed {LOOKS} times while it was looked at"
     ))
+}
+
+/// What the kernel has when nothing is on its way any more: a child's last thread leaves its stack after it was
+/// waited for.
+pub(crate) fn at_rest() -> Check<KernelMemory> {
+    let mut before = memory_of_kernel()?;
+    for _ in 0..100 {
+        thread::sleep(Duration::from_millis(20));
+        let now = memory_of_kernel()?;
+        if now == before {
+            return Ok(now);
+        }
+        before = now;
+    }
+    Err("memory never comes to rest".into())
 }

@@ -32,6 +32,7 @@ mod pmu;
 mod poison;
 mod regs;
 mod run;
+mod scarce;
 mod shadows;
 mod shapes;
 mod slots;
@@ -92,7 +93,7 @@ macro_rules! rows {
 }
 
 rows! {
-    system: api_version extensions run_page_size ipa_sizes unknown_ioctls bad_pointers statistics;
+    system: api_version extensions run_page_size ipa_sizes unknown_ioctls bad_pointers statistics filtered_calls;
     vcpus: ids before_init bad_init differing_features init_again_resets preferred_target refused_calls;
     slots: alignment overlap beyond_the_vm delete move_slot change delete_under_use read_only
         read_only_walk many most shared_file region2 bad_flags;
@@ -106,7 +107,7 @@ rows! {
     events: external_abort external_abort_of_mmio serror serror_masked before_init bad_values;
     debug: errors single_step of_the_vmm of_the_guest;
     time: offsets stolen clock;
-    timers: interrupts chosen_interrupts counters_set offset_set;
+    timers: interrupts chosen_interrupts counters_set offset_set far_alarm;
     pmu: set_up cycles overflow divided;
     gic: none created_once addresses init_order vcpu_after_init closed_vcpu too_few_redistributors registers bad_attributes;
     interface: last_redistributors redistributors_grow early_registers deactivated_elsewhere maintenance of_el2;
@@ -114,14 +115,14 @@ rows! {
     its: messages irqfd saved errors;
     follow: remap remap_under_two discard protect_none protect_read huge_remap two_vcpus_fault big_slot rewritten_code
         munmap_faults;
-    oom: each_allocation;
+    oom: each_allocation each_ioctl each_call;
     isolation: same_address_many_vms fresh_memory created_and_destroyed registers;
     poison: cells not_asked_for instruction_abort injected_later known signal_of_the_vmm unmapped_for_good
         other_vms_live_on bad_requests storm bus_errors;
     below: cells not_routed table shadow_table read_only_slot vncr;
     shadows: writes_show_once by_hand initially_set walks_show flags_show no_write_is_lost slots_change
         delete_under_use tables_go;
-    el2: authenticated_returns serrors_of_the_vmm serrors_of_l1 virtual_interrupts big_endian_tables restored_below
+    el2: authenticated_returns serrors_of_the_vmm serrors_of_l1 virtual_interrupts walks_beyond_memory big_endian_tables restored_below
         init_again_below;
     ghes: claimed claimed_below about_another_page met_by_the_vmm found_early nothing_to_claim nonsense;
     heal: own_walk root_page nothing_is_leaked process_table process_table_of_a_vm run_page file children;

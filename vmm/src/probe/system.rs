@@ -4,11 +4,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use kvm_bindings as kvm;
-use umbra_vmm::kvm::{ioctl_value, owned};
+use umbra_vmm::kvm::{Ground, Region, ioctl_value, owned, playground};
 use umbra_vmm::stats::{self, Stat};
 
 use super::asm::Asm;
-use super::guest::{Machine, create_vm, open};
+use super::guest::{Answer, Machine, create_vm, open};
 use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
 
 pub(super) fn api_version(_: &Env) -> Outcome {
@@ -234,4 +234,73 @@ pub(super) fn statistics(_: &Env) -> Outcome {
         .read_at(&mut rest, 1 << 20)
         .map_err(|e| e.to_string())?;
     same(end, 0, "bytes beyond the end")
+}
+
+const PRCTL: u64 = 167;
+const GETPPID: u64 = 173;
+
+/// Makes a system call of three arguments; what they point to is in `scratch`.
+fn call(scratch: &Region, number: u64, args: [u64; 3]) -> Check<Answer<u64>> {
+    let ground = Ground {
+        play: granted(playground(0x1000), "mmap")?,
+        play_bytes: 0x1000,
+        scratch,
+    };
+    let [a, b, c] = args;
+    Ok(ground.call(number, [a, b, c, 0, 0, 0]))
+}
+
+fn getppid() -> Check<Answer<u64>> {
+    let scratch = granted(Region::new(0x2_0000), "mmap")?;
+    call(&scratch, GETPPID, [0; 3])
+}
+
+/// Gives this thread a filter, and starts another.
+fn filtered() -> Outcome {
+    const PR_GET_SECCOMP: u64 = 21;
+    const PR_SET_SECCOMP: u64 = 22;
+    const PR_SET_NO_NEW_PRIVS: u64 = 38;
+    const FILTER: u64 = 2;
+    const PROGRAM: usize = 0x100;
+    const CODE: usize = 0x200;
+    /// Load the number; is it GETPPID? then E2BIG; else go on.
+    const WORDS: [u64; 4] = [
+        0x20,
+        GETPPID << 32 | 1 << 24 | 0x15,
+        0x0005_0007 << 32 | 0x06,
+        0x7fff_0000 << 32 | 0x06,
+    ];
+    let scratch = granted(Region::new(0x2_0000), "mmap")?;
+    for (at, word) in WORDS.into_iter().enumerate() {
+        scratch.set_u64(CODE + 8 * at, word);
+    }
+    scratch.set_u64(PROGRAM + 8, scratch.address(CODE));
+    let filter = |instructions| {
+        scratch.set_u64(PROGRAM, instructions);
+        let args = [PR_SET_SECCOMP, FILTER, scratch.address(PROGRAM)];
+        call(&scratch, PRCTL, args)
+    };
+    let promise = call(&scratch, PRCTL, [PR_SET_NO_NEW_PRIVS, 1, 0])?;
+    granted(promise, "PR_SET_NO_NEW_PRIVS")?;
+    refused(filter(0)?, libc::EINVAL, "an empty filter")?;
+    refused(
+        filter(2)?,
+        libc::EINVAL,
+        "a filter that leads out of itself",
+    )?;
+    granted(getppid()?, "getppid before")?;
+    granted(filter(4)?, "PR_SET_SECCOMP")?;
+    refused(getppid()?, libc::E2BIG, "getppid")?;
+    let mode = call(&scratch, PRCTL, [PR_GET_SECCOMP, 0, 0])?;
+    same(granted(mode, "PR_GET_SECCOMP")?, FILTER, "the mode")?;
+    let below = std::thread::spawn(|| refused(getppid()?, libc::E2BIG, "getppid of its child"));
+    below.join().map_err(|_| "the child panicked")?
+}
+
+/// A thread's filter of its system calls (seccomp): what it names fails as it says, for this thread and those that
+/// it starts.
+pub(super) fn filtered_calls(_: &Env) -> Outcome {
+    let thread = std::thread::spawn(filtered);
+    thread.join().map_err(|_| "the thread panicked")??;
+    granted(getppid()?, "getppid of another thread").map(drop)
 }

@@ -1,7 +1,7 @@
 //! From cases to boots and back: which cases share a machine, what its initrd holds, and how each
 //! case came out.
 
-use super::cases::{Case, Guests, HELLO, Work};
+use super::case::{Case, Guests, HELLO, Work};
 use super::disk;
 use super::firmware;
 use super::judge::{Part, Passed, judge, parts};
@@ -196,10 +196,10 @@ impl Bench<'_> {
             .chain(word)
             .chain(tables.as_deref())
             .collect();
-        let more = match has_firmware {
-            true => firmware::loader(self.ws)?.to_vec(),
-            false => vec![],
-        };
+        let mut more = cases[0].qemu_words();
+        if has_firmware {
+            more.extend(firmware::loader(self.ws)?);
+        }
         let machine = self.machine(name, cases, &words, &mut log)?;
         let about = (limit, &self.symbols()?);
         let outcome = machine.run_with(self.qemu, &more, &mut log, about, |_| {})?;
@@ -237,7 +237,9 @@ impl Bench<'_> {
             },
         };
         match &cases[0].work {
-            Work::First(..) => Ok(vec![judge(&cases[0], &ended(&outcome.console))]),
+            Work::First(..) | Work::Refused(_) => {
+                Ok(vec![judge(&cases[0], &ended(&outcome.console))])
+            }
             Work::Reference(_) => {
                 let same = self.same_vmm(&outcome.console)?;
                 let judged = judge(&cases[0], &ended(&outcome.console));
@@ -291,6 +293,7 @@ impl Bench<'_> {
                 return self.reference_suites(&file, suites, cpus, log);
             }
             Work::First(..)
+            | Work::Refused(_)
             | Work::Program(..)
             | Work::Payload(..)
             | Work::Linux(_)
@@ -318,6 +321,7 @@ impl Bench<'_> {
                     .with_all(words.iter().copied())
                     .render()?
             }
+            Work::Refused(_) => BootArgs::new("/bin/busybox", vec![]).render()?,
             _ => {
                 items.push(Item::from_file("/init", &self.programs.init)?);
                 items.push(Item::from_file("/bin/umbra-vmm", &self.programs.vmm)?);
@@ -406,6 +410,7 @@ impl Bench<'_> {
                 Ok(memory_error::commands(case.cpus, self.nonce))
             }
             Work::First(..)
+            | Work::Refused(_)
             | Work::Oracle(_)
             | Work::Terminal(_)
             | Work::Disk(_)
@@ -589,10 +594,11 @@ fn late(state: &str) -> String {
 mod tests {
     use super::{by_part, group};
     use crate::qemu::{End, Outcome};
-    use crate::test::cases::{Case, File, Work};
+    use crate::test::case::{Case, File, Work};
 
     fn case(name: &str, cpus: u32, work: Work) -> Case {
         Case {
+            model: None,
             name: name.into(),
             cpus,
             work,

@@ -4,7 +4,7 @@
 //! The two machines share nothing but the file behind the disk, which is looked at in the end.
 
 use super::boot::Bench;
-use super::cases::{Case, HELLO};
+use super::case::{Case, HELLO};
 use super::report::tail;
 use crate::bootargs::BootArgs;
 use crate::guest::{self, Item};

@@ -1,7 +1,7 @@
 //! Judging what a boot printed: cutting the console into the parts of its commands, and comparing a
 //! part with what its case expects. Pure functions on text.
 
-use super::cases::{Case, Work};
+use super::case::{Case, Work};
 use super::report::tail;
 use regex::Regex;
 
@@ -121,10 +121,11 @@ pub(crate) fn judge(case: &Case, part: &Part) -> Result<Passed, String> {
 #[cfg(test)]
 mod tests {
     use super::{Part, judge, parts};
-    use crate::test::cases::{Case, File, Work};
+    use crate::test::case::{Case, File, Work};
 
     fn case(work: Work, status: i32, expect: &[&str]) -> Case {
         Case {
+            model: None,
             events: &[],
             name: "a/b".into(),
             cpus: 1,

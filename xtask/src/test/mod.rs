@@ -2,6 +2,7 @@
 //! sometimes fails.
 
 mod boot;
+mod case;
 mod cases;
 mod disk;
 mod firmware;
@@ -25,7 +26,7 @@ use crate::workspace::Workspace;
 use crate::{guest, setup};
 use anyhow::{Context, Result};
 use boot::{Bench, group};
-use cases::Case;
+use case::Case;
 use report::Tally;
 use std::process::ExitCode;
 use std::time::Instant;

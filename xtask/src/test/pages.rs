@@ -18,6 +18,10 @@ const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 /// Width and whether it is dark.
 const VIEWS: [(u32, bool); 2] = [(1280, false), (400, true)];
 
+/// What the page of a run has, each with its heading; of one that ended badly its last events too.
+const SECTIONS: [&str; 6] = ["time", "exits", "map", "shadows", "errors", "counts"];
+const LAST: &str = "last";
+
 /// Chromium makes no window narrower.
 const NARROWEST: u32 = 500;
 
@@ -26,14 +30,17 @@ const BROKEN: &str = "<!DOCTYPE html><html><head><style>th button{all:unset}</st
 <p style=\"color:#ccc;background:#ddd;width:3000px\">pale</p><section id=\"lost\"></section>\
 <table><caption>t</caption><thead><tr><th class=\"n\"><button>a</button></th></tr></thead><tbody>\
 <tr><td data-v=\"2\">2</td></tr><tr><td data-v=\"1\">1</td></tr><tr><td data-v=\"3\">3</td></tr></tbody></table>\
-<img src=\"data:image/gif;base64,R0lGODlhAQABAAAAACw=\"><script>nothing()</script></body></html>";
+<img src=\"data:image/gif;base64,R0lGODlhAQABAAAAACw=\"><i role=\"img\"></i><button tabindex=\"-1\">b</button><script>nothing()</script></body></html>";
 /// What must be said of it.
-const BREACHES: [&str; 6] = [
+const BREACHES: [&str; 9] = [
     "the page is 3",
     "script failed",
     "no title",
+    "there is no section last",
     "lost is not seen",
     "contrast 1",
+    "does not reach a BUTTON",
+    "a I has no name",
     "does not sort",
 ];
 
@@ -49,19 +56,20 @@ pub(crate) fn run(ws: &Workspace, filter: &Filter, tally: &mut Tally) -> Result<
         end: ("ended".to_owned(), true),
         qemu: "",
     };
-    type Pages<'a> = [(&'a str, fn() -> Vec<u8>, About<'a>); 3];
+    let with_last = [&SECTIONS[..], &[LAST]].concat();
+    type Pages<'a> = [(&'a str, fn() -> Vec<u8>, About<'a>, &'a [&'a str]); 3];
     let pages: Pages<'_> = [
-        ("report/empty", sample::empty, named("empty")),
-        ("report/crashed", sample::crashed, crashed),
-        ("report/huge", sample::huge, named("huge")),
+        ("report/empty", sample::empty, named("empty"), &[]),
+        ("report/crashed", sample::crashed, crashed, &with_last),
+        ("report/huge", sample::huge, named("huge"), &SECTIONS),
     ];
     let browser = BROWSERS.iter().find_map(|name| find(name));
-    for (name, bytes, about) in &pages {
+    for (name, bytes, about, sections) in &pages {
         if filter.takes(name) {
             judge(tally, name, browser.as_deref(), |browser| {
                 let page = page_of(&bytes(), about)?;
                 VIEWS.iter().try_for_each(|view| {
-                    match look(ws, browser, name, &page, *view)?.as_str() {
+                    match look(ws, browser, name, (&page, sections), *view)?.as_str() {
                         "good" => Ok(()),
                         verdict => bail!("{view:?}: {verdict}"),
                     }
@@ -72,7 +80,7 @@ pub(crate) fn run(ws: &Workspace, filter: &Filter, tally: &mut Tally) -> Result<
     let name = "report/checker";
     if filter.takes(name) {
         judge(tally, name, browser.as_deref(), |browser| {
-            let verdict = look(ws, browser, name, BROKEN, VIEWS[0])?;
+            let verdict = look(ws, browser, name, (BROKEN, &[LAST]), VIEWS[0])?;
             let missed = BREACHES.iter().find(|breach| !verdict.contains(**breach));
             match missed {
                 Some(missed) => bail!("a page that breaks the rules passes {missed:?}: {verdict}"),
@@ -118,13 +126,15 @@ fn look(
     ws: &Workspace,
     browser: &Path,
     name: &str,
-    page: &str,
+    (page, sections): (&str, &[&str]),
     (width, dark): (u32, bool),
 ) -> Result<String> {
     let folder = ws.folder("run")?;
     let file = folder.join(format!("test-{}.html", name.replace('/', "-")));
     let first = "<head><script>window.failures=[];addEventListener(\"error\",(e)=>failures.push(e.message))</script>";
-    let last = format!("<script>const DARK={dark},WIDTH={width};\n{PROBE}</script></body>");
+    let last = format!(
+        "<script>const DARK={dark},WIDTH={width},SECTIONS={sections:?};\n{PROBE}</script></body>"
+    );
     let page = page.replacen("<head>", first, 1);
     let mut page = page.replacen("</body>", &last, 1);
     if width < NARROWEST {

@@ -1,6 +1,6 @@
 "use strict";
 // What a page of the report has to be in a browser. The verdict goes into the document, which the
-// browser prints. DARK and WIDTH are set before this.
+// browser prints. DARK, WIDTH and SECTIONS are set before this.
 {
   const bad = [];
   const check = (holds, what) => {
@@ -13,6 +13,7 @@
   check(window.failures.length === 0, `script failed: ${window.failures}`);
   check(performance.getEntriesByType("resource").length === 0, "something was fetched");
   check((document.querySelector("h1")?.textContent ?? "") !== "", "no title");
+  SECTIONS.forEach((id) => check(document.querySelector(`section#${id} > h2`), `there is no section ${id}`));
   document.querySelectorAll("section").forEach((s) => check(s.offsetHeight > 20, `${s.id} is not seen`));
 
   // Contrast of text with what is behind it (WCAG 2.1, 1.4.3).
@@ -42,6 +43,14 @@
     const [a, b] = [light(rgba(getComputedStyle(e).color)), light(behind(e))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     check(ratio >= 4.5, `contrast ${ratio.toFixed(1)} of ${kind}`);
+  });
+
+  // What can be pressed or scrolled is reached by the keyboard, and has a name.
+  document.querySelectorAll("button, pre, [role=img]").forEach((e) => {
+    const isPicture = e.getAttribute("role") === "img";
+    check(isPicture || e.tabIndex === 0, `the keyboard does not reach a ${e.tagName}`);
+    const name = e.getAttribute("aria-label") ?? e.textContent;
+    check(name.trim() !== "", `a ${e.tagName} has no name`);
   });
 
   // Every column sorts, both ways.

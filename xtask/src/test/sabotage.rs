@@ -6,7 +6,7 @@
 //! on the very same build with every safeguard in place.
 
 use super::boot::Bench;
-use super::cases::Case;
+use super::case::Case;
 use super::report::Tally;
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};

@@ -4,7 +4,7 @@
 //! The terminal must be found afterwards as it was, and nobody may hold it still: QEMU would, if it
 //! outlived xtask.
 
-use super::cases::Leave;
+use super::case::Leave;
 use super::report::tail;
 use crate::guard;
 use crate::qemu::forward;

@@ -88,7 +88,7 @@ fn pools(out: &mut String, interval: &Interval<'_>) {
         }
         let _ = writeln!(
             out,
-            "\nshadow pool of {vm}: {} tables of {} KiB map {} entries; {} tables made, {} given up; {} entries/s filled",
+            "\nshadow pool of {vm}: tables {} ({} KiB), entries {}; tables made {}, given up {}; entries filled {}/s",
             all("shadow_contexts"),
             all("shadow_table_pages") * 4,
             all("shadow_entries"),
@@ -222,7 +222,7 @@ mod tests {
         for part in [
             "umbra: linux, up 4.0 s of its own time, 2 CPUs; memory 4096 MiB, 2048 MiB free, 0 bad frames",
             "vm-1 vcpu-0         0.0 %    0.0 %   25.0 %   50.0 %   25.0 %       1000",
-            "shadow pool of vm-1: 2 tables of 0 KiB map 0 entries; 3 tables made, 0 given up; 20 entries/s filled",
+            "shadow pool of vm-1: tables 2 (0 KiB), entries 0; tables made 3, given up 0; entries filled 20/s",
             "L2: system register                    1000        3000   100.0 %",
             "vm-1 mmio_exit_user                    1000        3000",
             "vm-1 moons_seen                                      42 furlongs",

@@ -29,8 +29,12 @@ impl Pending {
         if !signal.is_real_time() && self.set.contains(signal) {
             return Ok(());
         }
-        if signal.is_real_time() && self.queue.len() >= MAX_QUEUED {
-            return Err(Errno::EAGAIN);
+        if signal.is_real_time() {
+            // With room left for every one of the others, which are never refused.
+            let room = self.queue.try_reserve(33);
+            if self.queue.len() >= MAX_QUEUED || room.is_err() {
+                return Err(Errno::EAGAIN);
+            }
         }
         self.set = self.set.with(signal);
         self.queue.push_back((signal, info));

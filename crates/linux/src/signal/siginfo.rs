@@ -29,6 +29,8 @@ pub mod code {
     pub const BUS_MCEERR_AR: i32 = 4;
     /// SIGBUS: a memory error was found elsewhere.
     pub const BUS_MCEERR_AO: i32 = 5;
+    /// SIGSYS: a filter of system calls.
+    pub const SYS_SECCOMP: i32 = 1;
     /// SIGCHLD: the child called exit.
     pub const CLD_EXITED: i32 = 1;
     /// SIGCHLD: a signal killed the child.
@@ -85,6 +87,14 @@ impl Siginfo {
         info
     }
 
+    /// SIGSYS: the call of this number, behind which is `pc`, was not allowed; `reason` is the filter's word.
+    pub fn bad_call(pc: Hva, number: u32, arch: u32, reason: u16) -> Self {
+        let mut info = Self::fault(Signal::SYS, code::SYS_SECCOMP, pc);
+        info.errno = i32::from(reason);
+        info.fields[1] = u64::from(number) | u64::from(arch) << 32;
+        info
+    }
+
     /// SIGCHLD: the child `pid` has ended, with an exit code or by a signal of number `status`.
     pub fn child(code: i32, pid: i32, uid: u32, status: i32) -> Self {
         let mut info = Self::from_process(Signal::CHLD, code, pid, uid);
@@ -110,6 +120,10 @@ mod tests {
         let bytes = Siginfo::memory_error(code::BUS_MCEERR_AR, Hva::new(0x1234_5000), 12);
         let bytes = bytes.as_bytes();
         assert_eq!((bytes[0], bytes[8], bytes[17], bytes[24]), (7, 4, 0x50, 12));
+        let bad = Siginfo::bad_call(Hva::new(0x40), 98, 0xc000_00b7, 5);
+        let bad = bad.as_bytes();
+        assert_eq!((bad[0], bad[4], bad[8], bad[16]), (31, 5, 1, 0x40));
+        assert_eq!((bad[24], bad[28], bad[31]), (98, 0xb7, 0xc0));
         let child = Siginfo::child(code::CLD_EXITED, 5, 6, 7);
         let child = child.as_bytes();
         assert_eq!((child[16], child[20], child[24]), (5, 6, 7));

@@ -25,6 +25,9 @@ impl<O: Clone + PartialEq> AddressSpace<O> {
             return Ok(changes);
         };
         self.check_room(span, 0)?;
+        let areas = self.overlapping(span).count();
+        let room = changes.protect.try_reserve(areas);
+        room.map_err(|_| Errno::ENOMEM)?;
         self.alter(span, |area| {
             if area.prot != prot {
                 area.prot = prot;
@@ -54,7 +57,7 @@ impl<O: Clone + PartialEq> AddressSpace<O> {
             uapi::MADV_NOHUGEPAGE => self.set_huge(span, HugeAdvice::Never),
             // MADV_FREE allows to discard later; now is a kind of later.
             uapi::MADV_DONTNEED | uapi::MADV_FREE => {
-                let mut changes = Changes::default();
+                let mut changes = self.changes_in(span)?;
                 for part in self
                     .overlapping(span)
                     .filter_map(|area| area.span.common(span))
@@ -76,10 +79,9 @@ impl<O: Clone + PartialEq> AddressSpace<O> {
     }
 
     fn alter(&mut self, span: Span, mut change: impl FnMut(&mut Vma<O>)) {
-        for start in self.carve(span) {
-            if let Some(area) = self.areas.get_mut(&start) {
-                change(area);
-            }
+        self.carve(span);
+        for (_, area) in self.areas.range_mut(span.start..span.end) {
+            change(area);
         }
         self.merge(span);
     }

@@ -45,7 +45,7 @@ impl<O: Clone + PartialEq> AddressSpace<O> {
             let new = new
                 .filter(|span| !span.overlaps(old))
                 .ok_or(Errno::EINVAL)?;
-            let mut changes = Changes::default();
+            let mut changes = self.changes_in(new)?;
             self.clear(new, &mut changes);
             return Ok(self.shift(old, new, changes));
         }
@@ -127,10 +127,10 @@ impl<O: Clone + PartialEq> AddressSpace<O> {
             start: old.start,
             end: old.start + kept,
         };
+        self.carve(from);
         let area = self
-            .carve(from)
-            .first()
-            .and_then(|start| self.areas.remove(start));
+            .first_in(from)
+            .and_then(|start| self.areas.remove(&start));
         if let Some(area) = area {
             self.insert(Vma { span: new, ..area });
             changes.moved = Some(Moved {
@@ -168,6 +168,7 @@ impl<O: Clone + PartialEq> AddressSpace<O> {
                 end: old,
             };
             self.check_room(span, 0).ok()?;
+            *changes = self.changes_in(span).ok()?;
             self.clear(span, changes);
         } else if new > old {
             let span = Span {

@@ -142,7 +142,7 @@ impl<O: Clone + PartialEq> AddressSpace<O> {
         }
         let span = self.place(request.place, len)?;
         self.check_room(span, 1)?;
-        let mut changes = Changes::default();
+        let mut changes = self.changes_in(span)?;
         self.clear(span, &mut changes);
         self.insert(Vma {
             span,
@@ -159,7 +159,7 @@ impl<O: Clone + PartialEq> AddressSpace<O> {
         let span = Span::new(addr, len).filter(|span| span.end <= USER_END);
         let span = span.ok_or(Errno::EINVAL)?;
         self.check_room(span, 0)?;
-        let mut changes = Changes::default();
+        let mut changes = self.changes_in(span)?;
         self.clear(span, &mut changes);
         Ok(changes)
     }
@@ -256,21 +256,33 @@ impl<O: Clone + PartialEq> AddressSpace<O> {
 
     /// Makes `span` empty.
     pub(super) fn clear(&mut self, span: Span, changes: &mut Changes) {
-        for start in self.carve(span) {
+        self.carve(span);
+        while let Some(start) = self.first_in(span) {
             if let Some(area) = self.areas.remove(&start) {
                 changes.push_unmap(area.span);
             }
         }
     }
 
-    /// Cuts the areas at the edges of `span`, and names those inside by their starts.
-    pub(super) fn carve(&mut self, span: Span) -> alloc::vec::Vec<u64> {
+    /// Cuts the areas at the edges of `span`.
+    pub(super) fn carve(&mut self, span: Span) {
         self.cut(span.start);
         self.cut(span.end);
-        self.areas
-            .range(span.start..span.end)
-            .map(|(start, _)| *start)
-            .collect()
+    }
+
+    /// Where the lowest area begins that begins in `span`.
+    pub(super) fn first_in(&self, span: Span) -> Option<u64> {
+        let mut inside = self.areas.range(span.start..span.end);
+        inside.next().map(|(start, _)| *start)
+    }
+
+    /// Nothing changed, with room for the areas that have a page in `span`. `ENOMEM`.
+    pub(super) fn changes_in(&self, span: Span) -> Result<Changes, Errno> {
+        let areas = self.overlapping(span).count();
+        let mut changes = Changes::default();
+        let room = changes.unmap.try_reserve(areas);
+        room.map_err(|_| Errno::ENOMEM)?;
+        Ok(changes)
     }
 
     fn cut(&mut self, addr: u64) {

@@ -264,8 +264,8 @@ fn an_lpi_is_taken_like_any_edge() {
     assert_eq!(machine.vgic.lpi_config_at(8191), None);
     machine.write(Frame::Rd(1), 0, 1);
     assert_eq!(
-        machine.vgic.take_lpi_starts().iter().collect::<Vec<_>>(),
-        [1]
+        [0, 1, 1, 2].map(|vcpu| machine.vgic.take_lpi_start(vcpu)),
+        [false, true, false, false]
     );
     // On already: its tables stay where they are.
     machine.write_sized(Frame::Rd(1), 0x70, 8, 0x9000_0000 | 15);

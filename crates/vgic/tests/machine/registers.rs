@@ -97,7 +97,7 @@ fn gicr_typer_names_the_vcpu_and_the_last_of_a_region() {
     assert_eq!(read(&vgic, 1, 8, 8), 0x0102_0304_0020_3410);
     assert_eq!(read(&vgic, 1, 8, 4), 0x20_3410);
     assert_eq!(read(&vgic, 1, 12, 4), 0x0102_0304);
-    vgic.set_last_in_region(|vcpu| vcpu == 0);
+    vgic.set_last_in_region(core::iter::once(0));
     assert_eq!(
         (read(&vgic, 0, 8, 4), read(&vgic, 1, 8, 4)),
         (0x10, 0x20_3400)

@@ -2,7 +2,7 @@
 
 use umbra_arm64::Ipa;
 use umbra_linux::Errno;
-use umbra_vgic::{Attr, Kicks, Misplaced, PlaceError, RedistRegion};
+use umbra_vgic::{Attr, Misplaced, PlaceError, RedistRegion};
 
 use crate::kvm::vm::Vm;
 
@@ -58,15 +58,10 @@ pub(super) fn settle(vm: &Vm) {
         return;
     }
     let nr_vcpus = vm.all_vcpus().len();
-    let lasts = {
-        let mut layout = vm.gic.layout.lock();
-        layout.placement.settle(nr_vcpus);
-        layout.placement.last_redists(nr_vcpus)
-    };
-    vm.gic.with(vm, |vgic| {
-        vgic.set_last_in_region(|vcpu| lasts.contains(vcpu));
-        ((), Kicks::NONE)
-    });
+    let mut layout = vm.gic.layout.lock();
+    layout.placement.settle(nr_vcpus);
+    vm.gic
+        .set_last_in_region(layout.placement.last_redists(nr_vcpus));
 }
 
 /// Before a vCPU's first run: a GIC that was created must be usable. `ENXIO`: a frame has no place;

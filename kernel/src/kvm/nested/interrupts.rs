@@ -27,6 +27,8 @@ const EOI: u64 = 1 << 41;
 /// ICH_HCR_EL2: En, UIE, LRENPIE, NPIE, VGrp*IE, TC, TALL0, TALL1, TDIR.
 const HCR_THEIRS: u64 = 0xff | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14;
 const HCR_EOI_COUNT: u64 = 0x1f << 27;
+/// ICH_HCR_EL2: the bits that ask about conditions of the whole interface.
+const ASKS: u64 = 0xfe;
 
 fn list_registers() -> u16 {
     vgic::limits().list_registers as u16
@@ -195,8 +197,18 @@ fn bits(hw: &Hw, is: impl Fn(u64) -> bool) -> u64 {
 
 /// ICH_MISR_EL2 (IHI 0069, "ICH_MISR_EL2"). Its bits 7:1 are conditions that the same bits of
 /// ICH_HCR_EL2 ask about.
+#[inline(always)]
 pub(super) fn maintenance(hw: &Hw) -> u64 {
     let hcr = hw.regs.hw.get(ICH_HCR);
+    // Most often nothing is asked for.
+    if hcr & ASKS == 0 && theirs(hw).fold(0, |all, lr| all | lr) & EOI == 0 {
+        return 0;
+    }
+    conditions(hw, hcr)
+}
+
+#[inline(never)]
+fn conditions(hw: &Hw, hcr: u64) -> u64 {
     let vmcr = hw.regs.hw.get(ICH_VMCR);
     let (mut used, mut any, mut ended) = (0, 0, false);
     for lr in theirs(hw) {
@@ -215,7 +227,6 @@ pub(super) fn maintenance(hw: &Hw) -> u64 {
 
 /// The line of the guest hypervisor's maintenance interrupt.
 pub(in crate::kvm) fn maintenance_line(hw: &Hw) -> bool {
-    const ASKS: u64 = 0xfe;
     let hcr = hw.regs.hw.get(ICH_HCR);
     // A list register asks by itself (EOI): most guest hypervisors switch the interface off when they
     // are at work, and this is asked after each of their exits.

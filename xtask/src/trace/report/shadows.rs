@@ -27,7 +27,7 @@ pub(super) fn section(log: &Log, story: &Story) -> String {
     lives.sort_by_key(|(id, life)| (life.began, **id));
     let left = number - lives.len();
     let mut out = format!(
-        "{head}<p>In use: {}. Ended within the run: {}.</p><div class=\"lives\">",
+        "{head}<p>{} in all, of which {} ended within the run. A bar lasts from the first use of a table to its end.</p><div class=\"lives\">",
         count(number as u64),
         count(ended as u64)
     );
@@ -53,7 +53,7 @@ pub(super) fn section(log: &Log, story: &Story) -> String {
     // Writing to a String cannot fail.
     let _ = write!(
         out,
-        "<div class=\"axis\"><span>0</span><span>{end}</span></div></div>"
+        "<div class=\"axis\"><span>0 s</span><span>{end}</span></div></div>"
     );
     if left > 0 {
         let _ = write!(

@@ -95,7 +95,7 @@ fn line(log: &Log, story: &Story, present: &[Class]) -> String {
     }
     let end = duration(log.ns(story.ticks()));
     format!(
-        "<figure><figcaption>Share of all CPUs along the run</figcaption><svg class=\"line\" viewBox=\"0 0 {PIECES} 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"Shares of time along the run\">{shapes}</svg><div class=\"axis\"><span>0</span><span>{end}</span></div></figure>"
+        "<figure><figcaption>Share of all CPUs along the run, 0 to 100 %</figcaption><svg class=\"line\" viewBox=\"0 0 {PIECES} 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"Shares of time along the run\">{shapes}</svg><div class=\"axis\"><span>0 s</span><span>{end}</span></div></figure>"
     )
 }
 

@@ -128,7 +128,7 @@ rows! {
     heal: own_walk root_page nothing_is_leaked process_table process_table_of_a_vm run_page file children;
     campaign: memory_error;
     hostile: hypervisor;
-    sweep: pointers files_and_sizes orders;
+    sweep: pointers files_and_sizes fields orders;
     noise: ioctls vcpu_state instructions everything;
 }
 

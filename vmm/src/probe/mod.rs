@@ -115,7 +115,7 @@ rows! {
     its: messages irqfd saved errors;
     follow: remap remap_under_two discard protect_none protect_read huge_remap two_vcpus_fault big_slot rewritten_code
         munmap_faults;
-    oom: each_allocation each_ioctl each_call;
+    oom: each_allocation each_ioctl each_call limits;
     isolation: same_address_many_vms fresh_memory created_and_destroyed registers;
     poison: cells not_asked_for instruction_abort injected_later known signal_of_the_vmm unmapped_for_good
         other_vms_live_on bad_requests storm bus_errors;

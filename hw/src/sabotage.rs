@@ -45,6 +45,8 @@ safeguards! {
     ShadowVmid = "shadow-vmid",
     /// Finding the shadow entries of pages that are taken back.
     ShadowReverse = "shadow-reverse",
+    /// Forgetting which slot was found last when slots change.
+    SlotFound = "slot-found",
     /// Telling VMs that their VMM's mappings change.
     Notify = "notify",
     /// Saving FP registers before somebody else's are loaded.

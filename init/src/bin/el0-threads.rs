@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         ("memory", memory),
         ("memory files", memory_files),
         ("locked files", locked_files),
+        ("a write of many parts", many_parts),
         ("sockets", sockets),
         ("files over a socket", files_over_a_socket),
         ("an idle CPU", apart),
@@ -384,6 +385,22 @@ fn come_apart() -> bool {
         });
         first.join().unwrap_or(false)
     })
+}
+
+/// A file takes a write of many parts as a whole, though each needs memory.
+fn many_parts() -> Result<(), String> {
+    const NAME: &str = "/tmp-parts";
+    const PARTS: usize = 1024;
+    let block = vec![7; 16 << 10];
+    let mut file = std::fs::File::create(NAME).map_err(|e| format!("open: {e}"))?;
+    let written = file.write_vectored(&[std::io::IoSlice::new(&block); PARTS]);
+    std::fs::remove_file(NAME).map_err(|e| format!("unlink: {e}"))?;
+    let written = written.map_err(|e| format!("writev: {e}"))?;
+    expect(
+        "bytes written",
+        written as u64,
+        (PARTS * block.len()) as u64,
+    )
 }
 
 /// A lock on a file keeps other open files of it out, may be shared, goes over to who waits for it, and ends

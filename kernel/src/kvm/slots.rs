@@ -202,7 +202,9 @@ impl Slots {
         slot: Option<Slot>,
         log: Option<DirtyLog>,
     ) -> Result<Change, SlotError> {
-        self.found = [Stretch::NONE; 2];
+        if !left_out(Safeguard::SlotFound) {
+            self.found = [Stretch::NONE; 2];
+        }
         let old = self.by_id.get(&id).copied();
         let Some(slot) = slot else {
             let old = old.ok_or(SlotError::Missing)?;

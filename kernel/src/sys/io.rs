@@ -118,6 +118,7 @@ fn write_range(call: &Call<'_>, file: &Description, at: At, part: Part) -> Resul
     let mm = call.process.mm();
     let mut buffer = user::buffer((len as usize).min(PIECE))?;
     let mut done = 0;
+    let mut starved = false;
     loop {
         let want = ((len - done) as usize).min(PIECE);
         let piece = &mut buffer[..want];
@@ -125,7 +126,16 @@ fn write_range(call: &Call<'_>, file: &Description, at: At, part: Part) -> Resul
             .read_bytes(Hva::new(part.base.wrapping_add(done)), piece)
             .and_then(|()| write_piece(call, file, at.advanced(done), piece));
         match step {
-            Ok(count) => done += count as u64,
+            Ok(count) => {
+                done += count as u64;
+                starved = false;
+            }
+            // The heap had no room in one place; it is fed before the second attempt.
+            Err(Errno::ENOSPC | Errno::ENOMEM) if !starved => {
+                starved = true;
+                mem::top_up();
+                continue;
+            }
             Err(_) if done > 0 => return Ok(done),
             Err(errno) => return Err(errno),
         }
@@ -166,7 +176,8 @@ fn each(call: &Call<'_>, a: Args, at: At, one: Range) -> Result<u64, Errno> {
         match one(call, &file, at.advanced(done), part) {
             Ok(count) => {
                 done += count;
-                if count < part.len {
+                // A part is a piece, however small: what a file keeps of it comes from the heap too.
+                if count < part.len || !pause(call) {
                     break;
                 }
             }

@@ -115,7 +115,7 @@ rows! {
     its: messages irqfd saved errors;
     follow: remap remap_under_two discard protect_none protect_read huge_remap two_vcpus_fault big_slot rewritten_code
         munmap_faults;
-    oom: each_allocation each_ioctl each_call;
+    oom: each_allocation each_ioctl each_call limits;
     isolation: same_address_many_vms fresh_memory created_and_destroyed registers;
     poison: cells not_asked_for instruction_abort injected_later known signal_of_the_vmm unmapped_for_good
         other_vms_live_on bad_requests storm bus_errors;
@@ -128,7 +128,7 @@ rows! {
     heal: own_walk root_page nothing_is_leaked process_table process_table_of_a_vm run_page file children;
     campaign: memory_error;
     hostile: hypervisor;
-    sweep: pointers files_and_sizes orders;
+    sweep: pointers files_and_sizes fields orders;
     noise: ioctls vcpu_state instructions everything;
 }
 

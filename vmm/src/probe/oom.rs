@@ -15,7 +15,7 @@ use super::guest::{
 };
 use super::{Check, Env, Outcome, abi, errno_name, holds, same};
 
-pub(super) use super::scarce::{each_call, each_ioctl};
+pub(super) use super::scarce::{each_call, each_ioctl, limits};
 
 const FILE: &str = "/proc/self/fail-nth";
 

@@ -10,11 +10,12 @@ use umbra_vmm::kvm::{Ground, Region, ioctl_value, owned, playground};
 use super::asm::{self, Asm};
 use super::gic::{DIST, REDIST};
 use super::guest::{
-    Answer, CODE, Exit, KernelMemory, RAM, RAM_BYTES, VECTORS_AT, Vcpu, at_rest, open, vm_type,
+    Answer, CODE, Exit, KernelMemory, Machine, RAM, RAM_BYTES, VECTORS_AT, Vcpu, at_rest, open,
+    vm_type,
 };
 use super::oom::{Fault, can_fail};
 use super::storm::NODES;
-use super::{Check, Env, Outcome, abi, granted, holds, same};
+use super::{Check, Env, Outcome, abi, granted, holds, refused, same};
 
 const ITS: u64 = 0x0900_0000;
 /// Where the structures of the calls lie in the scratch memory, and what those point to.
@@ -395,4 +396,46 @@ pub(super) fn each_call(env: &Env) -> Outcome {
         // It may meet the failure itself, if it is quick.
         child.wait().map(drop).map_err(|e| format!("wait4: {e}"))
     })
+}
+
+/// What a VM may have of umbra's memory ends, and another VM does not notice (docs/abi.md).
+pub(super) fn limits(env: &Env) -> Outcome {
+    // Linux charges them to the process instead.
+    if !env.umbra {
+        return Ok(());
+    }
+    let greedy = Machine::new()?;
+    let event = super::irq::event()?;
+    let fd = event.as_raw_fd() as u64;
+    let room = granted(Region::new(1 << 20), "mmap")?;
+    let call = |request: u32, words: &[u64]| {
+        for (n, word) in words.iter().enumerate() {
+            room.set_u64(8 * n, *word);
+        }
+        room.ioctl(&greedy.vm, request, 0)
+    };
+    // Ends with the error that the last answers; nothing is taken back.
+    let most = |limit: u64, errno: i32, what: &str, one: &dyn Fn(u64) -> Answer<u32>| {
+        for n in 0..limit {
+            granted(one(n), what)?;
+        }
+        refused(one(limit), errno, what)
+    };
+    most(4096, libc::ENOMEM, "KVM_IOEVENTFD", &|n| {
+        let words = [0, 0x0a00_0000 + 8 * n, 4 | fd << 32, 0, 0, 0, 0, 0];
+        call(abi::IOEVENTFD, &words)
+    })?;
+    most(1000, libc::ENOSPC, "KVM_REGISTER_COALESCED_MMIO", &|n| {
+        call(abi::REGISTER_COALESCED_MMIO, &[0x0b00_0000 + 8 * n, 8])
+    })?;
+    granted(call(abi::CREATE_DEVICE, &[7, 0]), "a GIC")?;
+    let gic = owned(room.u32(4));
+    most(64, libc::ENOMEM, "an ITS", &|_| {
+        let made = call(abi::CREATE_DEVICE, &[8, 0])?;
+        drop(owned(room.u32(4)));
+        Ok(made)
+    })?;
+    super::noise::alive()?;
+    drop(gic);
+    Ok(())
 }

@@ -8,7 +8,7 @@ use umbra_vmm::kvm::{Ground, Region, owned, playground};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::guest::{Machine, Vcpu, memory_of_kernel, open};
-use super::{Check, Env, Outcome, errno_name, granted, holds, same};
+use super::{Check, Env, Outcome, abi, errno_name, granted, holds, same};
 
 /// A bad pointer is EFAULT before anything else is looked at.
 const FAULTS: bool = true;
@@ -307,4 +307,299 @@ pub(super) fn orders(env: &Env) -> Outcome {
         }
     }
     Err(format!("something is lost each time: {seen:x?}"))
+}
+
+/// One field wrong in an argument that is right otherwise: what it is, on which file, which call, the argument's
+/// words, and what Linux answers.
+const FIELDS: &[(&str, char, u32, &[u64], i32)] = &[
+    (
+        "KVM_CREATE_VM of a type with other bits",
+        's',
+        0xae01,
+        &[0x100],
+        libc::EINVAL,
+    ),
+    ("KVM_RUN with an argument", 'c', 0xae80, &[1], libc::EINVAL),
+    (
+        "a slot with unknown flags",
+        'm',
+        abi::SET_USER_MEMORY_REGION,
+        &[1 | 8 << 32, 0, 0x1000, 0x1000_0000],
+        libc::EINVAL,
+    ),
+    (
+        "a slot of guest_memfd by the old call",
+        'm',
+        abi::SET_USER_MEMORY_REGION,
+        &[1 | 4 << 32, 0, 0x1000, 0x1000_0000],
+        libc::EINVAL,
+    ),
+    (
+        "a slot of half a page",
+        'm',
+        abi::SET_USER_MEMORY_REGION,
+        &[1, 0, 0x800, 0x1000_0000],
+        libc::EINVAL,
+    ),
+    (
+        "slot 32,767",
+        'm',
+        abi::SET_USER_MEMORY_REGION,
+        &[32_767, 0, 0x1000, 0x1000_0000],
+        libc::EINVAL,
+    ),
+    (
+        "a slot of another address space",
+        'm',
+        abi::SET_USER_MEMORY_REGION,
+        &[1 << 16, 0, 0x1000, 0x1000_0000],
+        libc::EINVAL,
+    ),
+    (
+        "the log of a slot that is not logged",
+        'm',
+        abi::GET_DIRTY_LOG,
+        &[0, 0],
+        libc::ENOENT,
+    ),
+    (
+        "the log of no slot",
+        'm',
+        abi::GET_DIRTY_LOG,
+        &[9, 0],
+        libc::ENOENT,
+    ),
+    (
+        "a log cleared from page 1",
+        'm',
+        abi::CLEAR_DIRTY_LOG,
+        &[64 << 32, 1, 0],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_ENABLE_CAP with flags",
+        'm',
+        abi::ENABLE_CAP,
+        &[227 | 1 << 32, 0],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_ENABLE_CAP of what is unknown",
+        'm',
+        abi::ENABLE_CAP,
+        &[0xffff, 0],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_ENABLE_CAP of a vCPU",
+        'c',
+        abi::ENABLE_CAP,
+        &[227, 0],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_IRQ_LINE of an unknown type",
+        'm',
+        abi::IRQ_LINE,
+        &[7 << 24 | 1 << 32],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_IRQFD with unknown flags",
+        'm',
+        abi::IRQFD,
+        &[0, 4, 0, 0],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_IOEVENTFD with unknown flags",
+        'm',
+        abi::IOEVENTFD,
+        &[0, 0, 4, 16, 0, 0, 0, 0],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_IOEVENTFD of three bytes",
+        'm',
+        abi::IOEVENTFD,
+        &[0, 0, 3, 0, 0, 0, 0, 0],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_SET_GSI_ROUTING with flags",
+        'm',
+        abi::SET_GSI_ROUTING,
+        &[1 << 32],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_SET_GSI_ROUTING of too many",
+        'm',
+        abi::SET_GSI_ROUTING,
+        &[4097],
+        libc::EINVAL,
+    ),
+    (
+        "a route with flags",
+        'm',
+        abi::SET_GSI_ROUTING,
+        &[1, 40 | 1 << 32, 1, 0, 0, 0, 0],
+        libc::EINVAL,
+    ),
+    (
+        "a route of an unknown type",
+        'm',
+        abi::SET_GSI_ROUTING,
+        &[1, 40 | 9 << 32, 0, 0, 0, 0, 0],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_SIGNAL_MSI with unknown flags",
+        'm',
+        abi::SIGNAL_MSI,
+        &[0, 2 << 32, 0, 0],
+        libc::EINVAL,
+    ),
+    (
+        "a zone of neither memory nor ports",
+        'm',
+        abi::REGISTER_COALESCED_MMIO,
+        &[0, 8 | 2 << 32],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_CREATE_DEVICE of an unknown type",
+        'm',
+        abi::CREATE_DEVICE,
+        &[99, 0],
+        libc::ENODEV,
+    ),
+    (
+        "a second GIC",
+        'm',
+        abi::CREATE_DEVICE,
+        &[7, 0],
+        libc::EEXIST,
+    ),
+    (
+        "KVM_ARM_SET_COUNTER_OFFSET with what is reserved",
+        'm',
+        abi::SET_COUNTER_OFFSET,
+        &[0, 1],
+        libc::EINVAL,
+    ),
+    (
+        "writable masks of another range",
+        'm',
+        abi::GET_REG_WRITABLE_MASKS,
+        &[0, 1, 0, 0, 0, 0, 0, 0],
+        libc::EINVAL,
+    ),
+    (
+        "writable masks with what is reserved",
+        'm',
+        abi::GET_REG_WRITABLE_MASKS,
+        &[0, 0, 0, 0, 0, 0, 0, 1],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_ARM_VCPU_INIT of another target",
+        'c',
+        abi::VCPU_INIT,
+        &[3 | 4 << 32, 0, 0, 0],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_ARM_VCPU_INIT with an unknown feature",
+        'c',
+        abi::VCPU_INIT,
+        &[5 | (4 | 1 << 30) << 32, 0, 0, 0],
+        libc::ENOENT,
+    ),
+    (
+        "KVM_ARM_VCPU_INIT with one of the last word",
+        'c',
+        abi::VCPU_INIT,
+        &[5 | 4 << 32, 0, 0, 1 << 32],
+        libc::ENOENT,
+    ),
+    (
+        "KVM_SET_MP_STATE to what arm64 has not",
+        'c',
+        abi::SET_MP_STATE,
+        &[1],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_SET_GUEST_DEBUG with unknown bits",
+        'c',
+        abi::SET_GUEST_DEBUG,
+        &[1 << 2],
+        libc::EINVAL,
+    ),
+    (
+        "KVM_SET_SIGNAL_MASK of another size",
+        'c',
+        0x4004_ae8b,
+        &[4],
+        libc::EINVAL,
+    ),
+    (
+        "a register of another machine",
+        'c',
+        abi::GET_ONE_REG,
+        &[0x2030_0000_0010_0000, 0],
+        libc::EINVAL,
+    ),
+    (
+        "a register that there is not",
+        'c',
+        abi::GET_ONE_REG,
+        &[0x6030_0000_0013_ffff, 0],
+        libc::ENOENT,
+    ),
+    (
+        "an attribute of no group of a vCPU",
+        'c',
+        abi::HAS_DEVICE_ATTR,
+        &[99 << 32, 0, 0],
+        libc::ENXIO,
+    ),
+    (
+        "an attribute of no group of a VM",
+        'm',
+        abi::HAS_DEVICE_ATTR,
+        &[99 << 32, 0, 0],
+        libc::ENXIO,
+    ),
+    (
+        "an attribute of no group of a device",
+        'd',
+        abi::HAS_DEVICE_ATTR,
+        &[99 << 32, 0, 0],
+        libc::ENXIO,
+    ),
+];
+
+pub(super) fn fields(_: &Env) -> Outcome {
+    let scratch = granted(Region::new(1 << 20), "mmap")?;
+    let (ground, files) = (ground(&scratch)?, Files::new()?);
+    let mut wrong = Vec::new();
+    for (what, letter, number, words, errno) in FIELDS {
+        for word in 0..72 {
+            let value = words.get(word).copied().unwrap_or(0);
+            scratch.set_u64(8 * word, value);
+        }
+        let argument = if size(*number) == 0 {
+            words[0]
+        } else {
+            scratch.address(0)
+        };
+        let answer = call(&ground, files.of(*letter), *number, argument);
+        if answer != Err(*errno) {
+            let seen = answer.map_or_else(errno_name, |value| value.to_string());
+            wrong.push(format!("{what}: {seen}, not {}", errno_name(*errno)));
+        }
+    }
+    holds(wrong.is_empty(), || wrong.join("; "))
 }

@@ -117,6 +117,9 @@ use Session::{
 };
 use What::{Accesses, Instructions, User};
 
+/// The row of what does not exit on umbra: memory that is read first is the VM's own from then on.
+pub(crate) const WRITE_AFTER_READ: &str = "first write of a page that was read, permission fault";
+
 /// All rows. A target is umbra's limit over what KVM takes by the reference measurement.
 pub(crate) const ROWS: &[Row] = &[
     insn(
@@ -210,7 +213,7 @@ pub(crate) const ROWS: &[Row] = &[
         None,
     ),
     insn(
-        "first write of a page that was read, permission fault",
+        WRITE_AFTER_READ,
         Pages,
         One(at::WRITE_AFTER_READ, Data, Instructions),
         None,

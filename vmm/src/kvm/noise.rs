@@ -1,6 +1,7 @@
 //! System calls without sense, for a process that is made to be thrown away.
 
 use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{ABOVE_MAPPED, LOWEST_MAPPED, PAGE, Region, answer};
 
@@ -28,12 +29,17 @@ pub struct Ground<'a> {
     pub play_bytes: u64,
 }
 
-/// A mapping where anything may happen: noise unmaps it, guests write to it. It is never given back.
+/// A mapping where anything may happen: noise unmaps it, guests write to it. It is never given back, and lies
+/// far from where kernels put what programs ask for: a hole in it stays one, whatever the program allocates.
 pub fn playground(bytes: usize) -> std::result::Result<u64, i32> {
+    const FIRST: usize = 0x1000_0000_0000;
+    const APART: usize = 1 << 36;
+    static NEXT: AtomicUsize = AtomicUsize::new(FIRST);
+    let wish = ptr::without_provenance_mut(NEXT.fetch_add(APART, Ordering::Relaxed));
     let rights = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-    let start = unsafe { libc::mmap(ptr::null_mut(), bytes, rights, flags, -1, 0) };
+    // SAFETY: a new mapping at no address that is in use (the wish is no MAP_FIXED) touches nothing that exists.
+    let start = unsafe { libc::mmap(wish, bytes, rights, flags, -1, 0) };
     if start == libc::MAP_FAILED {
         answer(-1)?;
     }

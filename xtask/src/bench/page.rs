@@ -136,6 +136,13 @@ pub(crate) fn write(ws: &Workspace, report: &Report) -> Result<()> {
     Ok(())
 }
 
+/// The note on a row that was not measured on one side, which is named behind its name and unit.
+fn note_of(lost: &str) -> Option<&'static str> {
+    let (row, _) = lost.rsplit_once(", on ")?;
+    let (name, unit) = row.rsplit_once(", ")?;
+    notes().get(&(name, unit)).copied()
+}
+
 fn page(report: &Report) -> String {
     let (lost, line) = (&report.missing, &report.command);
     let mut text = format!(
@@ -196,7 +203,10 @@ fn page(report: &Report) -> String {
             }
         }
         for row in lost {
-            let _ = writeln!(text, "* {row}");
+            let _ = match note_of(row) {
+                Some(why) => writeln!(text, "* **{row}:** {why}"),
+                None => writeln!(text, "* {row}"),
+            };
         }
     }
     text.push_str(&wall(&report.sessions));
@@ -397,6 +407,13 @@ mod tests {
         let text = page(&report);
         assert!(text.contains("* blocks on Linux/KVM failed: the time limit came first\n"));
         assert!(text.contains("\n* a row, exits, on Linux/KVM\n"));
+        let (name, unit) = *notes().keys().next().expect("there are notes");
+        report.missing = vec![format!("{name}, {unit}, on Linux/KVM")];
+        let told = format!(
+            "\n* **{name}, {unit}, on Linux/KVM:** {}\n",
+            notes()[&(name, unit)]
+        );
+        assert!(page(&report).contains(&told));
         assert!(text.contains(&format!(
             "| {} | {} | 1 | – | – |",
             ROWS[0].name, ROWS[0].unit

@@ -93,6 +93,8 @@ struct Model {
     /// Where each LPI goes: MOVALL moves it without its collection.
     lpis: BTreeMap<u32, Option<usize>>,
     moved_all: bool,
+    /// A device's table is where no memory is, or where others may be: what is saved need not come back.
+    astray: bool,
 }
 
 impl Model {
@@ -145,6 +147,8 @@ impl Model {
                 let bits = (words[1] & 0x1f) as u32 + 1;
                 if valid && bits <= 16 && device < TABLE {
                     self.devices.insert(device, bits);
+                    let table = words[2] & 0x000f_ffff_ffff_ff00;
+                    self.astray |= table != ITT + (device << 12);
                 }
             }
             // MAPC
@@ -258,7 +262,8 @@ pub(crate) fn run(bytes: &[u8]) {
         assert_eq!(seen, model.translate(device, event), "{device} {event}");
     }
     // EventIDs of up to 16 bits take half a MiB: tables that overlap are the guest's own fault.
-    if model.devices.values().any(|bits| *bits > 9) {
+    if model.astray || model.devices.values().any(|bits| *bits > 9) {
+        let _ = its.save_tables(&mut vm);
         return;
     }
     its.save_tables(&mut vm)
